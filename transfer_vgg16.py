@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""Transfer learning with the pretrained VGG16 on CIFAR-10 (TensorFlow/Keras).
+
+VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it.
+The steps, settings and file names are those of the article
+https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
+
+    python transfer_vgg16.py                       the article's run
+    python transfer_vgg16.py --learning-rate 1e-3  the same with one thing changed
+    python transfer_vgg16.py --data cifar10.npz --weights vgg16_notop.weights.h5
+                                                   the same without downloading anything
+    python transfer_vgg16.py --help                all arguments
+    python predict_saved.py                        use the model that was saved
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+stderr = os.dup(2)
+if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with open(os.devnull, "w") as null:  # the import logs some lines whatever the level
+        os.dup2(null.fileno(), 2)
+try:
+    import keras
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+finally:
+    os.dup2(stderr, 2)
+
+CLASSES = [
+    ("飛行機", "airplane"),
+    ("自動車", "automobile"),
+    ("鳥", "bird"),
+    ("猫", "cat"),
+    ("鹿", "deer"),
+    ("犬", "dog"),
+    ("蛙", "frog"),
+    ("馬", "horse"),
+    ("船", "ship"),
+    ("トラック", "truck"),
+]
+MODEL_FILE = "vgg16_cifar10.keras"
+VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plain lines in a file
+
+
+def whole_number(low, high=math.inf):
+    """Return an argparse type that takes an int from `low` to `high`, both included."""
+
+    def parse(text):
+        if not text.isdecimal() or not low <= int(text) <= high:
+            limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
+        return int(text)
+
+    return parse
+
+
+def positive_number(text):
+    """Return `text` as a finite float above 0: an argparse type."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
+def parse_arguments():
+    """Return the arguments of the command line; end with status 2 where one is wrong."""
+    parser = argparse.ArgumentParser(
+        description="Transfer learning with the pretrained VGG16 on CIFAR-10.",
+        usage="%(prog)s [ARGUMENTS]",
+    )
+    add = parser.add_argument_group("the article's settings").add_argument
+    add(
+        "--epochs",
+        type=whole_number(1),
+        default=10,
+        help="Go through the training images this many times (%(default)s).",
+    )
+    add(
+        "--batch-size",
+        type=whole_number(1),
+        default=32,
+        help="Take this many images for each step of the training (%(default)s).",
+    )
+    add(
+        "--learning-rate",
+        type=positive_number,
+        default=1e-4,
+        help="Let SGD take steps of this size (%(default)s).",
+    )
+    add(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="Draw all random numbers from this seed, so that a second run on the same machine "
+        "prints the same digits (%(default)s).",
+    )
+    add = parser.add_argument_group("inputs and outputs").add_argument
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE.npz",
+        help="Read x_train, y_train, x_test and y_test from this file, instead of downloading "
+        "CIFAR-10.",
+    )
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE.h5",
+        help="Read VGG16's weights without its top from this file, instead of downloading them.",
+    )
+    add(
+        "--output-dir",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="Write all files into this directory (the current one).",
+    )
+    return parser.parse_args()
+
+
+def fail(message):
+    """End the program with one sentence and exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a path to write to; what was written takes the place of `path` once it is whole.
+
+    A run that is killed leaves `path` as it was. Errors: status 2 where the disk refuses.
+    """
+    part = path.with_name(f"part-{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        fail(f"{path} could not be written ({error}): free some space or choose --output-dir")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_output_dir(path):
+    """Make the directory `path`; end with status 2 where it cannot be made or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
+
+
+def load_cifar10(data=None):
+    """Return (train images, train labels), (test images, test labels).
+
+    Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers 0-9 of shape (n, 1). They come
+    from the .npz file `data`, else from `keras.datasets.cifar10`, which downloads them once.
+    Errors: status 2 where `data` is not such a file.
+    """
+    if data is None:
+        return keras.datasets.cifar10.load_data()
+    try:
+        with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
+            arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    except FileNotFoundError:
+        fail(f"{data} does not exist: give --data the path of an .npz file")
+    except KeyError as error:
+        fail(f"{data} lacks an array: {error.args[0]}")
+    except Exception as error:  # zipfile, zlib and NumPy each have their own for a broken file
+        fail(f"{data} is not an .npz file of plain arrays ({error})")
+
+    for split, least in (("train", 5), ("test", 1)):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8:
+            fail(f"{data}: x_{split} is {x.dtype}{x.shape}, it must be uint8 (n, 32, 32, 3)")
+        if y.shape not in [(y.size, 1), (y.size,)] or y.dtype.kind not in "iu":
+            fail(f"{data}: y_{split} is {y.dtype}{y.shape}, it must be whole numbers (n, 1)")
+        if len(x) != len(y):
+            fail(f"{data}: x_{split} has {len(x)} images but y_{split} has {len(y)} labels")
+        if len(x) < least:
+            fail(f"{data}: x_{split} has {len(x)} images, it must have {least} or more")
+        if y.min() < 0 or y.max() >= len(CLASSES):
+            fail(f"{data}: y_{split} runs from {y.min()} to {y.max()}, it must stay within 0-9")
+        arrays[f"y_{split}"] = y.reshape(-1, 1)
+    return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
+
+
+def load_vgg16(weights=None):
+    """Return VGG16 without its top for 32x32 RGB images, with ImageNet's weights.
+
+    The weights come from the .h5 file `weights`, else Keras downloads them once.
+    Errors: status 2 where `weights` is not such a file.
+    Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
+    """
+    if weights is None:
+        return keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+    if not weights.is_file():
+        fail(f"{weights} is not a file: give --weights the path of an .h5 file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the sentence below says it all
+            return keras.applications.VGG16(
+                include_top=False, weights=str(weights), input_shape=(32, 32, 3)
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        fail(f"{weights} does not hold the weights of VGG16 without its top ({reason})")
+
+
+def draw_model(model, path):
+    """Draw the layers of `model` into the PNG file `path`, or say why that was not possible."""
+    places = [os.environ.get("PATH", ""), sysconfig.get_path("scripts")]
+    search = os.pathsep.join(places)  # the second is not in PATH where venv/bin/python is called
+    prog = shutil.which("graphviz-pure", path=search) or "dot"
+    try:
+        png = keras.utils.model_to_dot(model, show_shapes=True).create_png(prog=prog)
+    except (ImportError, OSError, AssertionError) as error:
+        print(f"{path} was not drawn: {error}")
+        return
+    with replacing(path) as part:
+        part.write_bytes(png)
+
+
+def batches(*arrays, batch_size, shuffle=False):
+    """Return a tf.data.Dataset that yields `batch_size` rows of each array at a time.
+
+    For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
+    there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
+    """
+    count = len(arrays[0])
+    with tf.device("CPU"):
+        arrays = [tf.constant(array) for array in arrays]
+
+    def order(_):
+        return tf.random.shuffle(tf.range(count)) if shuffle else tf.range(count)
+
+    rows = tf.data.Dataset.range(1).map(order).unbatch().batch(batch_size)
+    dataset = rows.map(lambda row: tuple(tf.gather(array, row) for array in arrays))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    steps = math.ceil(count / batch_size)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options)
+
+
+class BestModel(keras.callbacks.Callback):
+    """Save `whole_model` to `path` after each epoch with a lower val_loss than all before.
+
+    As keras.callbacks.ModelCheckpoint, but a killed run leaves the former file whole.
+    """
+
+    def __init__(self, whole_model, path):
+        super().__init__()
+        self.whole_model = whole_model
+        self.path = path
+        self.best = math.inf
+
+    def on_epoch_end(self, epoch, logs):
+        """Compare this epoch's val_loss with the best so far."""
+        if logs["val_loss"] < self.best:
+            self.best = logs["val_loss"]
+            with replacing(self.path) as part:
+                self.whole_model.save(part)
+
+
+def plot_history(history, name, label, path):
+    """Draw the curves `name` and `val_` + `name` of Keras's `history` into the PNG file `path`."""
+    epochs = range(1, len(history[name]) + 1)
+    plt.figure()
+    plt.plot(epochs, history[name], "r.-", label=f"training {label}")
+    plt.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
+    plt.xlabel("Epochs")
+    plt.ylabel(name.capitalize())
+    plt.gca().xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+    plt.legend()
+    with replacing(path) as part:
+        plt.savefig(part)
+
+
+def print_prediction(probabilities, label):
+    """Print the likeliest of ten `probabilities` beside the true `label`, a (1,) array."""
+    predicted = np.argmax(probabilities)
+    print(f"予測: {predicted}, 正解: {label}")
+    names = [f"{japanese} ({english})" for japanese, english in CLASSES]
+    print(f"予測: {names[predicted]}, 正解: {names[label[0]]}")
+
+
+def main():
+    """Run the article from the data to the first prediction."""
+    args = parse_arguments()
+    check_output_dir(args.output_dir)
+    keras.utils.set_random_seed(args.seed)
+
+    # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
+    (train_imgs, train_labels), (test_imgs, test_labels) = load_cifar10(args.data)
+    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
+    idx = int(len(train_imgs) * 0.2)
+    val_imgs, train_imgs = train_imgs[:idx], train_imgs[idx:]
+    val_labels, train_labels = train_labels[:idx], train_labels[idx:]
+
+    # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
+    vgg16 = load_vgg16(args.weights)
+
+    # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
+    x = layers.Flatten()(vgg16.output)
+    x = layers.Dense(256, activation="relu")(x)
+    x = layers.Dropout(0.5)(x)
+    outputs = layers.Dense(len(CLASSES), activation="softmax")(x)
+    model = keras.Model(inputs=vgg16.input, outputs=outputs)
+
+    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (0-18): gradients from a head
+    # that knows nothing yet would destroy what they learned
+    for layer in model.layers[:19]:
+        layer.trainable = False
+
+    model.summary()
+    draw_model(model, args.output_dir / "transfer_learning_vgg16_cifar10.png")
+
+    # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
+    model.compile(
+        optimizer=keras.optimizers.SGD(learning_rate=args.learning_rate, momentum=0.9),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+
+    # ===== fitを使ったモデルの訓練 / Train with fit
+    best_model = BestModel(model, args.output_dir / MODEL_FILE)
+    with replacing(args.output_dir / "history.csv") as part:
+        history = model.fit(
+            batches(train_imgs, train_labels, batch_size=args.batch_size, shuffle=True),
+            validation_data=batches(val_imgs, val_labels, batch_size=args.batch_size),
+            epochs=args.epochs,
+            shuffle=False,  # batches() has shuffled
+            callbacks=[best_model, keras.callbacks.CSVLogger(part)],
+            verbose=VERBOSE,
+        ).history
+
+    # ===== history情報の可視化 / Plot the history
+    plot_history(history, "loss", "loss", args.output_dir / "loss.png")
+    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png")
+
+    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    result = model.evaluate(
+        batches(test_imgs, test_labels, batch_size=args.batch_size), verbose=VERBOSE
+    )
+    print(result)
+
+    # ===== predictを使って予測結果を表示 / Predict the test images
+    preds = model.predict(batches(test_imgs, batch_size=args.batch_size), verbose=VERBOSE)
+    print_prediction(preds[0], test_labels[0])
+
+    # Only now, so that no window holds up the result, and only where there is a display.
+    if plt.gcf().canvas.required_interactive_framework:
+        plt.show()
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
+    main()
