@@ -67,14 +67,14 @@ def main():
     """Evaluate the saved model, then print its first prediction."""
     args = parse_arguments()
     model = load_model(args.model)
-    _, (test_imgs, test_labels) = load_cifar10(args.data)
+    _, (x_test, y_test) = load_cifar10(args.data)
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    print(model.evaluate(batches(test_imgs, test_labels, batch_size=500), verbose=VERBOSE))
+    print(model.evaluate(batches(x_test, y_test, batch_size=500), verbose=VERBOSE))
 
     # ===== predictを使って予測結果を表示 / Predict the first test image
-    preds = model.predict(batches(test_imgs[:1], batch_size=1), verbose=VERBOSE)
-    print_prediction(preds[0], test_labels[0])
+    preds = model.predict(batches(x_test[:1], batch_size=1), verbose=VERBOSE)
+    print_prediction(preds[0], y_test[0])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The steps, settings and file names are those of the article
 https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
     python transfer_vgg16.py                       the article's run
-    python transfer_vgg16.py --learning-rate 1e-3  the same with one thing changed
+    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on
+    python transfer_vgg16.py --end-to-end          VGG16 in every epoch, as the article's code
     python transfer_vgg16.py --data cifar10.npz --weights vgg16_notop.weights.h5
                                                    the same without downloading anything
     python transfer_vgg16.py --help                all arguments
@@ -15,6 +16,7 @@ https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
 import argparse
 import contextlib
+import hashlib
 import math
 import os
 import shutil
@@ -106,6 +108,20 @@ def parse_arguments():
         default=0,
         help="Draw all random numbers from this seed, so that a second run on the same machine "
         "prints the same digits (%(default)s).",
+    )
+    add = parser.add_argument_group("past the article").add_argument
+    add(
+        "--end-to-end",
+        action="store_true",
+        help="Run VGG16 again in every epoch, as the article's code does, instead of once: the "
+        "same digits, later.",
+    )
+    add(
+        "--precision",
+        choices=["float32", "mixed_bfloat16", "mixed_float16"],
+        default="float32",
+        help="Let VGG16 compute in this Keras dtype policy; the head stays in float32 "
+        "(%(default)s).",
     )
     add = parser.add_argument_group("inputs and outputs").add_argument
     add(
@@ -200,7 +216,8 @@ def load_cifar10(data=None):
 def load_vgg16(weights=None):
     """Return VGG16 without its top for 32x32 RGB images, with ImageNet's weights.
 
-    The weights come from the .h5 file `weights`, else Keras downloads them once.
+    The weights come from the .h5 file `weights`, else Keras downloads them once. The model maps
+    (n, 32, 32, 3), 0-255, to (n, 1, 1, 512).
     Errors: status 2 where `weights` is not such a file.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
@@ -227,7 +244,8 @@ def draw_model(model, path):
     try:
         png = keras.utils.model_to_dot(model, show_shapes=True).create_png(prog=prog)
     except (ImportError, OSError, AssertionError) as error:
-        print(f"{path} was not drawn: {error}")
+        reason = str(error).strip().split("\n")[0]
+        print(f"{path} was not drawn: {reason}")
         return
     with replacing(path) as part:
         part.write_bytes(png)
@@ -252,6 +270,44 @@ def batches(*arrays, batch_size, shuffle=False):
     options.autotune.enabled = False
     steps = math.ceil(count / batch_size)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options)
+
+
+def extract_features(base, images, path):
+    """Return the output of the frozen `base` for each array of `images`, float32 (n, ...).
+
+    They are kept in the .npz file `path`, and taken from there where the contents of the images,
+    the layers of `base`, their weights and their dtype policies are the same.
+    Source: "feature extraction" in https://keras.io/guides/transfer_learning/
+    """
+    digest = hashlib.sha256(base.to_json().encode())
+    for array in (*images, *base.get_weights()):
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array))
+    names = [f"features_{i}" for i in range(len(images))]
+    counts = [len(array) for array in images]
+    if path.exists():
+        try:
+            with np.load(path) as file:
+                if file["sha256"] == digest.hexdigest():
+                    features = [file[name] for name in names]
+                    print(f"The features of {sum(counts):,} images are taken from {path}")
+                    return features
+                reason = "it is of other images, weights, preprocessing or precision"
+        except Exception as error:  # zipfile, zlib and NumPy each have their own
+            reason = f"it is damaged, or another program's ({error})"
+        print(f"{path} is not used: {reason}")
+
+    print(f"VGG16 runs once over {sum(counts):,} images, for all epochs:")
+    features = [np.empty((count, *base.output_shape[1:]), "float32") for count in counts]
+    progress = keras.utils.Progbar(sum(counts), verbose=VERBOSE, unit_name="image")
+    for array, out in zip(images, features, strict=True):
+        for start in range(0, len(array), 500):  # as many as keep a CPU busy
+            rows = slice(start, start + 500)
+            out[rows] = base.predict_on_batch(array[rows])
+            progress.add(len(out[rows]))
+    with replacing(path) as part:
+        np.savez(part, sha256=digest.hexdigest(), **dict(zip(names, features, strict=True)))
+    return features
 
 
 class BestModel(keras.callbacks.Callback):
@@ -303,14 +359,16 @@ def main():
     keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    (train_imgs, train_labels), (test_imgs, test_labels) = load_cifar10(args.data)
+    (x_train, y_train), (x_test, y_test) = load_cifar10(args.data)
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
-    idx = int(len(train_imgs) * 0.2)
-    val_imgs, train_imgs = train_imgs[:idx], train_imgs[idx:]
-    val_labels, train_labels = train_labels[:idx], train_labels[idx:]
+    idx = int(len(x_train) * 0.2)
+    x_val, x_train = x_train[:idx], x_train[idx:]
+    y_val, y_train = y_train[:idx], y_train[idx:]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
+    keras.config.set_dtype_policy(args.precision)
     vgg16 = load_vgg16(args.weights)
+    keras.config.set_dtype_policy("float32")
 
     # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
     x = layers.Flatten()(vgg16.output)
@@ -328,18 +386,30 @@ def main():
     draw_model(model, args.output_dir / "transfer_learning_vgg16_cifar10.png")
 
     # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
-    model.compile(
-        optimizer=keras.optimizers.SGD(learning_rate=args.learning_rate, momentum=0.9),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    settings = {
+        "optimizer": keras.optimizers.SGD(learning_rate=args.learning_rate, momentum=0.9),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+    }
+    model.compile(**settings)
+
+    # ===== 固定した層の出力を一度だけ計算する(記事にない) / Run the frozen layers once (our own)
+    # They give the same 512 numbers for an image in every epoch, so only the new layers go through
+    # the epochs. These are the model's own layers and optimizer: it is trained when they are.
+    trained = model
+    if not args.end_to_end:
+        x_train, x_val, x_test = extract_features(
+            vgg16, (x_train, x_val, x_test), args.output_dir / "vgg16_features.npz"
+        )
+        trained = keras.Sequential([keras.Input(x_train.shape[1:]), *model.layers[19:]])
+        trained.compile(**settings, steps_per_execution=50)  # in one call, as steps are so short
 
     # ===== fitを使ったモデルの訓練 / Train with fit
     best_model = BestModel(model, args.output_dir / MODEL_FILE)
     with replacing(args.output_dir / "history.csv") as part:
-        history = model.fit(
-            batches(train_imgs, train_labels, batch_size=args.batch_size, shuffle=True),
-            validation_data=batches(val_imgs, val_labels, batch_size=args.batch_size),
+        history = trained.fit(
+            batches(x_train, y_train, batch_size=args.batch_size, shuffle=True),
+            validation_data=batches(x_val, y_val, batch_size=args.batch_size),
             epochs=args.epochs,
             shuffle=False,  # batches() has shuffled
             callbacks=[best_model, keras.callbacks.CSVLogger(part)],
@@ -351,14 +421,12 @@ def main():
     plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png")
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    result = model.evaluate(
-        batches(test_imgs, test_labels, batch_size=args.batch_size), verbose=VERBOSE
-    )
-    print(result)
+    test = batches(x_test, y_test, batch_size=args.batch_size)
+    print(trained.evaluate(test, verbose=VERBOSE))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = model.predict(batches(test_imgs, batch_size=args.batch_size), verbose=VERBOSE)
-    print_prediction(preds[0], test_labels[0])
+    preds = trained.predict(batches(x_test, batch_size=args.batch_size), verbose=VERBOSE)
+    print_prediction(preds[0], y_test[0])
 
     # Only now, so that no window holds up the result, and only where there is a display.
     if plt.gcf().canvas.required_interactive_framework:

@@ -1,0 +1,185 @@
+"""Compare our runs with the article's plain code, in one go, on the same inputs.
+
+    python tests/benchmark.py cifar10.npz vgg16_notop.weights.h5 --output benchmark.md
+    python tests/benchmark.py cifar10.npz vgg16_notop.weights.h5 --images 2000   a short one
+
+Every run is a process of its own, timed from start to exit. Before each of them, the machine's own
+matrix multiplication is timed in the same precision: the share of that rate which a convolutional
+network reaches is comparable between machines, seconds are not. Needs Linux or macOS.
+"""
+
+import argparse
+import csv
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).resolve().parent
+GFLOP_PER_IMAGE = 0.626  # the thirteen convolutions at 32x32, 2 for each multiply-add
+
+MATMUL = """
+import sys, time, tensorflow as tf
+a = tf.cast(tf.random.normal((4096, 4096)), sys.argv[1])
+multiply = tf.function(lambda: tf.reduce_sum(a @ a))
+multiply().numpy()
+seconds = []
+for _ in range(5):
+    start = time.perf_counter()
+    multiply().numpy()
+    seconds.append(time.perf_counter() - start)
+print(2 * 4096**3 / min(seconds) / 1e9)
+"""
+
+
+def matmul_rate(dtype):
+    """Return this machine's rate for a 4096x4096 matrix product in `dtype`, in GFLOP/s."""
+    command = [sys.executable, "-c", MATMUL, dtype]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(output.split()[-1])
+
+
+def run(command, directory):
+    """Run `command` in `directory`; return its measurements as a dict.
+
+    seconds: start to exit; base_seconds: those in which VGG16 runs; peak: resident memory in GB.
+    """
+    directory.mkdir(exist_ok=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        stderr=subprocess.DEVNULL,
+    )
+    lines = [(line, time.perf_counter() - start) for line in process.stdout]
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        sys.exit("".join(line for line, _ in lines) + f"{command} ended with {process.returncode}")
+
+    text = "".join(line for line, _ in lines)
+    loss, accuracy = re.findall(r"^\[(\S+), (\S+)\]$", text, re.MULTILINE)[0]
+    with (directory / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    result = {
+        "seconds": seconds,
+        "peak": usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
+        "val_loss": float(history[-1]["val_loss"]),
+        "val_accuracy": float(history[-1]["val_accuracy"]),
+        "loss": float(loss),
+        "accuracy": float(accuracy),
+    }
+    first = re.search(r"^(VGG16 runs once|Epoch 1/).*$", text, re.MULTILINE)[0]
+    begin = next(at for line, at in lines if line.startswith(first))
+    if first.startswith("VGG16"):
+        end = next(at for line, at in lines if at > begin and re.match(r"\d+/\d+ - ", line))
+        result["base_seconds"] = end - begin
+    elif not any(line.startswith("The features of") for line, _ in lines):
+        result["base_seconds"] = lines[-1][1] - begin
+    return result
+
+
+def table(rows):
+    """Return a list of lists of strings as a Markdown table, the first one being its head."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def compare(data, weights, epochs, repeat, work):
+    """Run everything `repeat` times, in turn; return the comparison as a Markdown table."""
+    with np.load(data) as file:
+        train, test = len(file["y_train"]), len(file["y_test"])
+    article = [TESTS / "article.py", data, weights, str(epochs)]
+    ours = [TESTS.parent / "transfer_vgg16.py", "--data", data, "--weights", weights]
+    ours += ["--epochs", str(epochs)]
+    second = [*ours, "--learning-rate", "2e-4"]
+    once, every_epoch = train + test, epochs * train + 2 * test
+    # name, command, directory, dtype, images that VGG16 sees
+    runs = [
+        ("the article's plain code", article, "article", "float32", every_epoch),
+        ("`transfer_vgg16.py`", ours, "ours", "float32", once),
+        ("again, `--learning-rate 2e-4`", second, "ours", "float32", 0),
+        (
+            "`--precision mixed_bfloat16`",
+            [*ours, "--precision", "mixed_bfloat16"],
+            "bfloat16",
+            "bfloat16",
+            once,
+        ),
+    ]
+    results = {name: [] for name, *_ in runs}
+    for i in range(repeat):
+        for name, command, directory, dtype, images in runs:
+            rate = matmul_rate(dtype)
+            result = run(command, work / f"{directory}-{i}")
+            if "base_seconds" in result:
+                result["images"] = images / result["base_seconds"]
+                result["gflops"] = result["images"] * GFLOP_PER_IMAGE
+                result["share"] = result["gflops"] / rate
+            results[name].append(result)
+            print(f"{name}: {result}", flush=True)
+
+    def median(name, key):
+        return statistics.median(result[key] for result in results[name])
+
+    rows = [
+        ["run", "seconds", "times faster", "images/s", "GFLOP/s", "share of matmul", "peak GB"]
+        + ["val loss", "val accuracy", "test loss", "test accuracy"]
+    ]
+    for name, *_ in runs:
+        ratio = median(runs[0][0], "seconds") / median(name, "seconds")
+        row = [name, f"{median(name, 'seconds'):.1f}", f"{ratio:.2f}"]
+        if "images" in results[name][0]:
+            row += [f"{median(name, 'images'):.0f}", f"{median(name, 'gflops'):.0f}"]
+            row += [f"{median(name, 'share'):.0%}"]
+        else:
+            row += ["-"] * 3
+        row += [f"{median(name, 'peak'):.2f}"]
+        row += [
+            f"{median(name, key):.4f}" for key in ("val_loss", "val_accuracy", "loss", "accuracy")
+        ]
+        rows.append(row)
+    return table(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="an .npz file in Keras's layout")
+    parser.add_argument("weights", type=Path, help="VGG16's weights without its top, .h5")
+    parser.add_argument("--images", type=int, help="only so many training images, a fifth to test")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=1, help="run all in turn, so many times")
+    parser.add_argument("--output", type=Path, help="write the table here, as Markdown")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        data = args.data.resolve()
+        if args.images:
+            with np.load(data) as file:
+                sizes = {"train": args.images, "test": max(1, args.images // 5)}
+                part = {f"{a}_{s}": file[f"{a}_{s}"][:n] for s, n in sizes.items() for a in "xy"}
+            data = work / "data.npz"
+            np.savez(data, **part)
+        markdown = compare(data, args.weights.resolve(), args.epochs, args.repeat, work)
+    print(markdown)
+    if args.output:
+        args.output.write_text(markdown, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

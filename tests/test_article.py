@@ -1,0 +1,219 @@
+"""The two scripts do what the article shows, on real images and weights."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from conftest import ARTICLE, PREDICT, TRANSFER, read_history, read_result, run, save_part
+from PIL import Image
+
+# Measured with tests/article.py on the whole inputs (a JPEG copy of CIFAR-10), seed 0:
+# accuracy, loss, val_accuracy, val_loss of each epoch; then the test images' loss and accuracy.
+FULL_HISTORY = [
+    (0.3131, 4.2568, 0.4139, 1.7968),
+    (0.3748, 1.9258, 0.4455, 1.6338),
+    (0.4027, 1.7572, 0.4655, 1.5530),
+    (0.4249, 1.6657, 0.4855, 1.5022),
+    (0.4419, 1.6066, 0.4958, 1.4648),
+    (0.4504, 1.5681, 0.5008, 1.4408),
+    (0.4604, 1.5310, 0.5104, 1.4172),
+    (0.4684, 1.5042, 0.5148, 1.3989),
+    (0.4798, 1.4779, 0.5275, 1.3835),
+    (0.4839, 1.4612, 0.5250, 1.3713),
+]
+FULL_RESULT = (1.3704, 0.5274)
+NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
+NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
+KEYS = ["accuracy", "loss", "val_accuracy", "val_loss"]
+
+
+def values(history):
+    return np.array([[row[key] for key in KEYS] for row in history])
+
+
+def test_parameter_counts(finished):
+    _, stdout = finished
+    assert re.search(r"Total params: 14,848,586 .*", stdout)
+    assert re.search(r"\bTrainable params: 133,898 .*", stdout)
+    assert re.search(r"Non-trainable params: 14,714,688 .*", stdout)
+
+
+def test_files(finished):
+    directory, _ = finished
+    assert {path.name for path in directory.iterdir()} == {
+        "accuracy.png",
+        "history.csv",
+        "loss.png",
+        "transfer_learning_vgg16_cifar10.png",
+        "vgg16_cifar10.keras",
+        "vgg16_features.npz",
+    }
+
+
+def test_epochs_are_printed_and_kept(finished):
+    directory, stdout = finished
+    history = read_history(directory)
+    printed = re.findall(
+        r"accuracy: (\S+) - loss: (\S+) - val_accuracy: (\S+) - val_loss: (\S+)$", stdout, re.M
+    )
+    assert len(history) == len(printed) == 3
+    np.testing.assert_allclose(np.array(printed, float), values(history), atol=5.1e-5)
+
+
+@pytest.mark.parametrize("name", ["loss.png", "accuracy.png"])
+def test_plots_show_both_curves(finished, name):
+    directory, _ = finished
+    pixels = np.asarray(Image.open(directory / name).convert("RGB")).astype(int)
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    assert ((red > 200) & (green < 80) & (blue < 80)).sum() > 200
+    assert ((blue > 200) & (green < 80) & (red < 80)).sum() > 200
+
+
+def test_model_picture_shows_all_layers(finished):
+    directory, _ = finished
+    picture = Image.open(directory / "transfer_learning_vgg16_cifar10.png").convert("L")
+    dark = np.asarray(picture).mean(axis=1) < 128  # rows of pixels through a box's black parts
+    starts, ends = np.flatnonzero(np.diff(dark.astype(int))).reshape(-1, 2).T
+    titles = np.count_nonzero(ends - starts > 20)
+    assert titles == 23
+
+
+def test_model_is_flat_and_its_base_untouched(finished, weights):
+    directory, _ = finished
+    model = keras.models.load_model(directory / "vgg16_cifar10.keras")
+    base = keras.applications.VGG16(
+        include_top=False, weights=str(weights), input_shape=(32, 32, 3)
+    )
+    names = [layer.name for layer in model.layers]
+    assert names[1:19] == [layer.name for layer in base.layers[1:]]
+    kinds = [type(layer).__name__ for layer in model.layers[19:]]
+    assert kinds == ["Flatten", "Dense", "Dropout", "Dense"]
+    assert [layer.trainable for layer in model.layers[1:]] == [False] * 18 + [True] * 4
+    for layer, original in zip(model.layers[1:19], base.layers[1:], strict=True):
+        for ours, theirs in zip(layer.get_weights(), original.get_weights(), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_saved_model_is_the_best_epoch(finished, subset, tmp_path):
+    """The companion, given the validation images as its test images, prints the best epoch."""
+    directory, _ = finished
+    with np.load(subset) as file:
+        data = dict(file)
+    data["x_test"], data["y_test"] = data["x_train"][:400], data["y_train"][:400]
+    np.savez(tmp_path / "validation.npz", **data)
+    stdout, stderr = run(PREDICT, "--data", tmp_path / "validation.npz", cwd=directory)
+    assert stderr == ""
+    best = min(read_history(directory), key=lambda row: row["val_loss"])
+    assert read_result(stdout) == pytest.approx([best["val_loss"], best["val_accuracy"]], abs=1e-4)
+
+
+def test_companion_agrees_with_keras(finished, subset, tmp_path):
+    directory, stdout = finished
+    path = directory / "vgg16_cifar10.keras"
+    printed, _ = run(PREDICT, path, "--data", subset, cwd=tmp_path)
+    model = keras.models.load_model(path)
+    with np.load(subset) as file:
+        images, labels = file["x_test"], file["y_test"]
+    assert read_result(printed) == pytest.approx(model.evaluate(images, labels), abs=1e-5)
+    probabilities = model.predict(images[:1])[0]
+    assert f"予測: {probabilities.argmax()}, 正解: {labels[0]}\n" in printed
+    # The last epoch was the best one here, so the training run printed the same.
+    assert read_result(stdout) == pytest.approx(read_result(printed), abs=1e-4)
+
+
+def test_prediction_in_numbers_and_words(finished):
+    _, stdout = finished
+    *_, number, words = stdout.splitlines()
+    predicted = int(re.fullmatch(r"予測: (\d), 正解: \[3\]", number)[1])
+    assert words == f"予測: {NAMES[predicted]}, 正解: 猫 (cat)"
+
+
+@pytest.fixture(scope="module")
+def article(subset, weights, tmp_path_factory):
+    """Three epochs of the article's plain code on the subset."""
+    directory = tmp_path_factory.mktemp("article")
+    stdout, _ = run(ARTICLE, subset, weights, 3, cwd=directory)
+    return directory, stdout
+
+
+def test_digits_are_those_of_the_plain_code(finished, article):
+    np.testing.assert_allclose(
+        values(read_history(finished[0])), values(read_history(article[0])), rtol=0, atol=1e-4
+    )
+    assert read_result(finished[1]) == pytest.approx(read_result(article[1]), abs=1e-4)
+
+
+def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
+    arguments = ["--data", subset, "--weights", weights, "--epochs", 3, "--end-to-end"]
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path)
+    assert stderr == ""
+    np.testing.assert_allclose(
+        values(read_history(tmp_path)), values(read_history(article[0])), rtol=0, atol=1e-4
+    )
+    assert read_result(stdout) == pytest.approx(read_result(article[1]), abs=1e-4)
+    assert not (tmp_path / "vgg16_features.npz").exists()
+
+
+def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
+    arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
+    run(TRANSFER, *arguments, cwd=tmp_path)
+    assert read_history(tmp_path) == read_history(finished[0])
+    run(TRANSFER, *arguments, "--seed", 1, cwd=tmp_path)
+    assert read_history(tmp_path) != read_history(finished[0])
+
+
+def test_first_fifth_validates(handful, weights, tmp_path):
+    """With one label in the first fifth and another in the rest, a head learns to miss it."""
+    with np.load(handful) as file:
+        data = dict(file)
+    data["y_train"][:] = 1
+    data["y_train"][: len(data["y_train"]) // 5] = 8
+    np.savez(tmp_path / "data.npz", **data)
+    arguments = ["--data", "data.npz", "--weights", weights, "--learning-rate", "1e-3"]
+    run(TRANSFER, *arguments, cwd=tmp_path)
+    last = read_history(tmp_path)[-1]
+    assert last["accuracy"] > 0.95
+    assert last["val_accuracy"] < 0.05
+
+
+def test_one_epoch_makes_a_plot(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 1, "--batch-size", 7]
+    run(TRANSFER, *arguments, cwd=tmp_path)
+    assert len(read_history(tmp_path)) == 1
+    assert np.asarray(Image.open(tmp_path / "loss.png").convert("L")).std() > 1
+
+
+def test_run_goes_on_without_graphviz(handful, weights, tmp_path):
+    (tmp_path / "pydot.py").write_text("raise ImportError('no pydot here')")
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert stderr == ""
+    assert re.search("^transfer_learning_vgg16_cifar10.png was not drawn: .+$", stdout, re.M)
+    assert not (tmp_path / "transfer_learning_vgg16_cifar10.png").exists()
+    assert "正解: [3]" in stdout
+
+
+def test_console_without_japanese(finished, subset, weights, tmp_path):
+    directory, _ = finished
+    for encoding in ("cp1252", "ascii"):
+        stdout, stderr = run(
+            PREDICT, "--data", subset, cwd=directory, PYTHONIOENCODING=encoding, LC_ALL="C"
+        )
+        assert stderr == ""
+        assert re.search(
+            r"^\?\?: \d, \?\?: \[3\]\n\?\?: \?\S* \(\w+\), \?\?: \? \(cat\)$", stdout, re.M
+        )
+
+
+def test_the_whole_job(cifar10, weights, tmp_path):
+    if len(cifar10["y_train"]) != 50000:
+        pytest.skip("cifar10.npz does not hold all of CIFAR-10")
+    data = save_part(tmp_path / "cifar10.npz", cifar10, 50000, 10000)
+    stdout, stderr = run(TRANSFER, "--data", data, "--weights", weights, cwd=tmp_path)
+    assert stderr == ""
+    np.testing.assert_allclose(values(read_history(tmp_path)), FULL_HISTORY, rtol=0, atol=0.01)
+    assert read_result(stdout) == pytest.approx(FULL_RESULT, abs=0.015)
+
+    stdout, _ = run(PREDICT, "--data", data, cwd=tmp_path)
+    assert read_result(stdout) == pytest.approx(FULL_RESULT, abs=0.015)
