@@ -73,9 +73,9 @@ def test_plots_show_both_curves(finished, name):
 def test_model_picture_shows_all_layers(finished):
     directory, _ = finished
     picture = Image.open(directory / "transfer_learning_vgg16_cifar10.png").convert("L")
-    dark = np.asarray(picture).mean(axis=1) < 128  # rows of pixels through a box's black parts
+    dark = (np.asarray(picture) < 128).mean(axis=1) > 0.25  # rows through a box's black parts
     starts, ends = np.flatnonzero(np.diff(dark.astype(int))).reshape(-1, 2).T
-    titles = np.count_nonzero(ends - starts > 20)
+    titles = np.count_nonzero(ends - starts > 100)
     assert titles == 23
 
 
