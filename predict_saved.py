@@ -7,7 +7,6 @@ python predict_saved.py --help             all arguments
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from transfer_vgg16 import (
@@ -16,9 +15,11 @@ from transfer_vgg16 import (
     VERBOSE,
     batches,
     fail,
+    first_line,
     keras,
     load_cifar10,
     print_prediction,
+    start,
 )
 
 
@@ -28,6 +29,7 @@ def parse_arguments():
         description="Evaluate the model that transfer_vgg16.py saved.",
         usage="%(prog)s [ARGUMENTS]",
     )
+    parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
     parser.add_argument(
         "model",
         type=Path,
@@ -39,7 +41,8 @@ def parse_arguments():
         "--data",
         type=Path,
         metavar="FILE.npz",
-        help="Read x_test and y_test from this file, instead of downloading CIFAR-10.",
+        help="Read the images from this file, which transfer_vgg16.py takes as well, instead of "
+        "downloading CIFAR-10.",
     )
     return parser.parse_args()
 
@@ -56,10 +59,17 @@ def load_model(path):
         model = keras.models.load_model(path)
         shapes = model.input_shape, model.output_shape
     except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
-        reason = str(error).strip().split("\n")[0]
-        fail(f"{path} is no model of transfer_vgg16.py, or it is damaged ({reason}): train again")
-    if shapes != ((None, 32, 32, 3), (None, len(CLASSES))) or not model.compiled:
-        fail(f"{path} is no model of transfer_vgg16.py: it maps {shapes[0]} to {shapes[1]}")
+        fail(
+            f"{path} is not a model that transfer_vgg16.py saved, or it is damaged "
+            f"({first_line(error)}): run transfer_vgg16.py again"
+        )
+    ours = shapes == ((None, 32, 32, 3), (None, len(CLASSES)))
+    ours = ours and "block5_pool" in [layer.name for layer in model.layers]
+    if not ours or getattr(model, "loss", None) != "sparse_categorical_crossentropy":
+        fail(
+            f"{path} is not a model that transfer_vgg16.py saved: give the path of its "
+            f"{MODEL_FILE}"
+        )
     return model
 
 
@@ -78,5 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
-    main()
+    start(main)

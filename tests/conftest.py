@@ -1,8 +1,8 @@
 """What the tests share: real inputs, and a way to start the scripts as a user does.
 
 The real inputs are the directory that the environment variable TRANSFER_VGG16_INPUTS names. It
-holds cifar10.npz (Keras's layout) and vgg16_notop.weights.h5. Tests that need it are skipped
-without it.
+holds cifar10.npz (Keras's layout) and VGG16's weights without its top, one .h5 file. Tests that
+need them are skipped without them.
 """
 
 import csv
@@ -21,14 +21,32 @@ PREDICT = ROOT / "predict_saved.py"
 ARTICLE = ROOT / "tests" / "article.py"
 
 
-def run(*command, cwd, status=0, **environment):
-    """Run a Python script with its arguments in `cwd`; return (stdout, stderr) as text."""
-    env = os.environ | {"PYTHONIOENCODING": "utf-8"} | environment
-    process = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=env, capture_output=True, timeout=1800
+def start(*command, cwd, limit=None, **environment):
+    """Start a Python script with its arguments in `cwd`; return the process.
+
+    With a `limit`, no file that it writes can grow beyond so many bytes.
+    """
+
+    def restrict():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=None if limit is None else restrict,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
     )
-    encoding = env["PYTHONIOENCODING"]
-    stdout, stderr = process.stdout.decode(encoding), process.stderr.decode(encoding)
+
+
+def run(*command, status=0, **settings):
+    """Run a Python script as `start` does, check its exit status; return (stdout, stderr)."""
+    process = start(*command, **settings)
+    stdout, stderr = process.communicate(timeout=1800)
     assert process.returncode == status, stdout + stderr
     return stdout, stderr
 
@@ -56,10 +74,15 @@ def save_part(path, data, train, test):
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment(tmp_path_factory):
-    """Keep out the screen, the log level and Keras's cache of whoever starts the tests."""
+    """Keep out the screen, GPU, proxy, log level and Keras cache of whoever starts the tests."""
+    hidden = ["DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL"]
+    hidden += [name for name in os.environ if name.lower().endswith("_proxy")]
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL"):
+        for name in hidden:
             patch.delenv(name, raising=False)
+        if sys.platform != "linux":  # where DISPLAY does not decide whether windows open
+            patch.setenv("MPLBACKEND", "Agg")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
         yield
 
@@ -74,7 +97,7 @@ def inputs():
 
 @pytest.fixture(scope="session")
 def weights(inputs):
-    return inputs / "vgg16_notop.weights.h5"
+    return next(inputs.glob("*.h5"))
 
 
 @pytest.fixture(scope="session")

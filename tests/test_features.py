@@ -84,7 +84,10 @@ def test_old_features_are_never_served(change, again, tmp_path):
     directory, arguments = again
     arguments = change(arguments, tmp_path)
     stdout, _ = run(TRANSFER, *arguments, cwd=directory)
-    assert NOT_USED + "it is of other images, weights, preprocessing or precision" in stdout
+    assert (
+        NOT_USED + "it was computed from other images or weights, or in another precision"
+        in stdout
+    )
     assert COMPUTED in stdout
     assert read_history(directory) == run_fresh(tmp_path, arguments)
     assert TAKEN in run(TRANSFER, *arguments, cwd=directory)[0]
