@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 TRANSFER = ROOT / "transfer_vgg16.py"
 PREDICT = ROOT / "predict_saved.py"
 ARTICLE = ROOT / "tests" / "article.py"
+WRITTEN = {  # by a whole run
+    "accuracy.png",
+    "history.csv",
+    "loss.png",
+    "transfer_learning_vgg16_cifar10.png",
+    "vgg16_cifar10.keras",
+    "vgg16_features.npz",
+}
 
 
 def start(*command, cwd, limit=None, **environment):

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import ARTICLE, PREDICT, TRANSFER, read_history, read_result, run, save_part
+from conftest import ARTICLE, PREDICT, TRANSFER, WRITTEN, read_history, read_result, run, save_part
 from PIL import Image
 
 # Measured with tests/article.py on a JPEG copy of CIFAR-10, seed 0:
@@ -43,14 +43,7 @@ def test_parameter_counts(finished):
 
 def test_files(finished):
     directory, _ = finished
-    assert {path.name for path in directory.iterdir()} == {
-        "accuracy.png",
-        "history.csv",
-        "loss.png",
-        "transfer_learning_vgg16_cifar10.png",
-        "vgg16_cifar10.keras",
-        "vgg16_features.npz",
-    }
+    assert {path.name for path in directory.iterdir()} == WRITTEN
 
 
 def test_epochs_are_printed_and_kept(finished):
