@@ -29,6 +29,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -54,10 +55,15 @@ try:
     from keras import layers
 except ImportError as error:
     missing = error
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 finally:
     os.dup2(stderr, 2)
 if missing:
-    fail(f"{missing}: install what the script needs, python -m pip install -r requirements.txt")
+    fail(
+        f"{missing}: install and start the script as README.md says, with .venv/bin/python "
+        r"(on Windows, .venv\Scripts\python)"
+    )
 
 CLASSES = [
     ("飛行機", "airplane"),
@@ -83,8 +89,8 @@ VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plai
 
 
 def first_line(error):
-    """Return the first line of an exception's text."""
-    return str(error).strip().split("\n")[0]
+    """Return the first line of an exception's text, 200 characters at most."""
+    return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
 
 
 def whole_number(low, high=math.inf):
@@ -227,10 +233,11 @@ def fail_if_disk(error):
 def fail_download(what, reason):
     """End the program where `what` could not be downloaded, with the ways on."""
     fail(
-        f"{what} could not be downloaded ({reason}). Without a network there are three ways on: "
-        "give local files with --data and --weights; copy the directory .keras from the home "
-        "directory of a computer that has run this (or set KERAS_HOME to a copy on a shared "
-        "drive); or try the installation with transfer_vgg16.py --demo, which needs neither."
+        f"{what} could not be downloaded ({reason}). Without a network there are three ways on, "
+        "which README.md explains: give local files, --data and (to train) --weights; copy the "
+        "directory .keras from the home directory of a computer that has run this (or set "
+        "KERAS_HOME to a copy on a shared drive); or try the installation with "
+        "transfer_vgg16.py --demo, which needs neither."
     )
 
 
@@ -581,6 +588,11 @@ def main():
         raise SystemExit(130)
     if not math.isfinite(history["val_loss"][-1]):
         fail(f"the loss did not stay finite in epoch {epochs}: choose a lower --learning-rate")
+    best = np.argmin(history["val_loss"]) + 1
+    print(
+        f"{demo}{MODEL_FILE} holds epoch {best}, the one with the lowest val_loss; the lines "
+        f"below are of epoch {epochs}"
+    )
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
     verbose = 0 if args.demo else VERBOSE

@@ -39,7 +39,7 @@ def test_no_network_names_the_ways_on(script, no_network, tmp_path):
     _, stderr = run(script, cwd=tmp_path, status=2)
     assert time.monotonic() - begin < 15
     assert re.fullmatch(r"error: CIFAR-10 could not be downloaded \(.+\)\. [^\n]+\n", stderr)
-    for way in ("--data and --weights", ".keras", "KERAS_HOME", "--demo"):
+    for way in ("--data and (to train) --weights", ".keras", "KERAS_HOME", "--demo"):
         assert way in stderr
 
 
@@ -60,7 +60,7 @@ def test_demo(no_network, tmp_path):
     assert len(history) == 10
     assert history[-1]["val_accuracy"] > 0.5
     results = [line for line in stdout.splitlines() if re.search(r"accuracy|loss|\[|予測", line)]
-    assert len(results) == 10 + 1 + 2
+    assert len(results) == 10 + 1 + 1 + 2
     assert all(line.startswith("demo: ") for line in results)
 
 
