@@ -38,6 +38,16 @@ print(2 * 4096**3 / min(seconds) / 1e9)
 """
 
 
+def save_part(path, data, train, test):
+    """Write the first `train` and `test` images of the arrays `data` to `path`; return `path`."""
+    sizes = {"train": train, "test": test}
+    part = {
+        f"{axis}_{name}": data[f"{axis}_{name}"][:n] for name, n in sizes.items() for axis in "xy"
+    }
+    np.savez(path, **part)
+    return path
+
+
 def matmul_rate(dtype):
     """Return this machine's rate for a 4096x4096 matrix product in `dtype`, in GFLOP/s."""
     command = [sys.executable, "-c", MATMUL, dtype]
@@ -171,10 +181,8 @@ def main():
         data = args.data.resolve()
         if args.images:
             with np.load(data) as file:
-                sizes = {"train": args.images, "test": max(1, args.images // 5)}
-                part = {f"{a}_{s}": file[f"{a}_{s}"][:n] for s, n in sizes.items() for a in "xy"}
-            data = work / "data.npz"
-            np.savez(data, **part)
+                test = max(1, args.images // 5)
+                data = save_part(work / "data.npz", file, args.images, test)
         markdown = compare(data, args.weights.resolve(), args.epochs, args.repeat, work)
     print(markdown)
     if args.output:

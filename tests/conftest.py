@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark import save_part
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSFER = ROOT / "transfer_vgg16.py"
@@ -68,16 +69,6 @@ def read_history(directory):
 def read_result(stdout):
     """Return the [loss, accuracy] that a script printed."""
     return [float(x) for x in re.search(r"^\[(\S+), (\S+)\]$", stdout, re.MULTILINE).groups()]
-
-
-def save_part(path, data, train, test):
-    """Write the first `train` and `test` images of the arrays `data` to `path`; return `path`."""
-    sizes = {"train": train, "test": test}
-    part = {
-        f"{axis}_{name}": data[f"{axis}_{name}"][:n] for name, n in sizes.items() for axis in "xy"
-    }
-    np.savez(path, **part)
-    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

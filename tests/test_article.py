@@ -6,7 +6,8 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import ARTICLE, PREDICT, TRANSFER, WRITTEN, read_history, read_result, run, save_part
+from benchmark import save_part
+from conftest import ARTICLE, PREDICT, TRANSFER, WRITTEN, read_history, read_result, run
 from PIL import Image
 
 # Measured with tests/article.py on a JPEG copy of CIFAR-10, seed 0:

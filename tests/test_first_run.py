@@ -18,7 +18,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ARTICLE, PREDICT, ROOT, TRANSFER, WRITTEN, read_history, run, save_part, start
+from benchmark import save_part
+from conftest import ARTICLE, PREDICT, ROOT, TRANSFER, WRITTEN, read_history, run, start
 
 # ----- without a network
 
