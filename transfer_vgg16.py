@@ -20,8 +20,10 @@ copy of CIFAR-10), in 167 s instead of 1,934 s on two cores of an AMD EPYC witho
 
 import argparse
 import contextlib
+import csv
 import errno
 import hashlib
+import logging
 import math
 import os
 import shutil
@@ -44,6 +46,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 stderr = os.dup(2)
 if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    logging.getLogger("tensorflow").setLevel("ERROR")
     with open(os.devnull, "w") as null:  # the import logs some lines whatever the level
         os.dup2(null.fileno(), 2)
 missing = None
@@ -51,6 +54,7 @@ try:
     import keras
     import matplotlib.pyplot as plt
     import numpy as np
+    import psutil
     import tensorflow as tf
     from keras import layers
 except ImportError as error:
@@ -85,6 +89,7 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
 MODEL_FILE = "vgg16_cifar10.keras"
+BLOCKS = [19, 15, 11, 7, 4, 1]  # where VGG16's last 0, 1, ... 5 blocks begin in model.layers
 VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plain lines in a file
 
 
@@ -113,6 +118,23 @@ def positive_number(text):
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
+def get_optimizer(name, **config):
+    """Return the optimizer of Keras's that is called `name`; SGD has the article's settings."""
+    article = {"learning_rate": 1e-4, "momentum": 0.9} if name == "sgd" else {}
+    return keras.optimizers.get({"class_name": name, "config": article | config})
+
+
+def optimizer_name(text):
+    """Return `text` in lower case if Keras has an optimizer of that name: an argparse type."""
+    try:
+        get_optimizer(text.lower())
+    except Exception:  # Keras raises another one for each way in which a name can be wrong
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the name of an optimizer that Keras can make, such as sgd or adam"
+        ) from None
+    return text.lower()
+
+
 def parse_arguments():
     """Return the arguments of the command line; end with status 2 where one is wrong."""
     parser = argparse.ArgumentParser(
@@ -134,10 +156,18 @@ def parse_arguments():
         help="Take this many images for each step of the training (%(default)s).",
     )
     add(
+        "--optimizer",
+        type=optimizer_name,
+        default="sgd",
+        metavar="NAME",
+        help="Let this optimizer of Keras's train: adam, rmsprop, ... (%(default)s, with momentum "
+        "0.9).",
+    )
+    add(
         "--learning-rate",
         type=positive_number,
-        default=1e-4,
-        help="Let SGD take steps of this size (%(default)s).",
+        help="Let the optimizer take steps of this size (sgd: 0.0001; others: Keras's default, "
+        "which is 0.001 for adam).",
     )
     add(
         "--seed",
@@ -147,6 +177,46 @@ def parse_arguments():
         "prints the same digits (%(default)s).",
     )
     add = parser.add_argument_group("past the article").add_argument
+    add(
+        "--preprocess",
+        action="store_true",
+        help="Give VGG16 what it was trained on: BGR, less the mean colour of ImageNet.",
+    )
+    add(
+        "--image-size",
+        type=whole_number(32, 224),
+        default=32,
+        metavar="N",
+        help="Enlarge the images to N by N pixels, 32 to 224, inside the model: better features, "
+        "in (N/32)^2 times the time (%(default)s).",
+    )
+    add(
+        "--unfreeze",
+        type=whole_number(0, 5),
+        default=0,
+        metavar="N",
+        help="Fine-tune the last N of VGG16's five blocks, once the head is trained "
+        "(%(default)s).",
+    )
+    add(
+        "--fine-tune-epochs",
+        type=whole_number(1),
+        metavar="N",
+        help="Fine-tune for this many epochs (3).",
+    )
+    add(
+        "--fine-tune-learning-rate",
+        type=positive_number,
+        metavar="X",
+        help="Fine-tune with steps that grow to this size, then shrink to 0 (a tenth of the "
+        "head's).",
+    )
+    add(
+        "--augment",
+        action="store_true",
+        help="Flip and shift the training images at random, in the fine-tuning where there is "
+        "one; VGG16 runs in every epoch then.",
+    )
     add(
         "--end-to-end",
         action="store_true",
@@ -190,6 +260,11 @@ def parse_arguments():
     args = parser.parse_args()
     if args.demo and (args.data or args.weights):
         parser.error("--demo draws its own images and weights: leave out --data and --weights")
+    if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
+        parser.error("nothing is fine-tuned without --unfreeze: say how many blocks are")
+    args.learning_rate = args.learning_rate or float(get_optimizer(args.optimizer).learning_rate)
+    args.fine_tune_epochs = args.fine_tune_epochs or 3
+    args.fine_tune_learning_rate = args.fine_tune_learning_rate or args.learning_rate / 10
     return args
 
 
@@ -315,17 +390,17 @@ def draw_demo_images():
     return draw(2000), draw(500)
 
 
-def load_vgg16(weights=None):
-    """Return VGG16 without its top for 32x32 RGB images, with ImageNet's weights.
+def load_vgg16(x, weights=None):
+    """Return VGG16 without its top on the symbolic RGB images `x`, with ImageNet's weights.
 
-    The weights come from the .h5 file `weights`, else Keras downloads them once. The model maps
-    (n, 32, 32, 3), 0-255, to (n, 1, 1, 512).
+    The weights come from the .h5 file `weights`, else Keras downloads them once. For images of
+    n by n pixels, the model returns features of shape (n // 32, n // 32, 512).
     Errors: status 2 where `weights` is not such a file.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
     if weights is None:
         try:
-            return keras.applications.VGG16(include_top=False, input_shape=(32, 32, 3))
+            return keras.applications.VGG16(include_top=False, input_tensor=x)
         except Exception as error:  # Keras raises the plain class, the network many others
             fail_if_disk(error)
             fail_download("VGG16's weights", first_line(error))
@@ -335,7 +410,7 @@ def load_vgg16(weights=None):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the sentence below says it all
             return keras.applications.VGG16(
-                include_top=False, weights=str(weights), input_shape=(32, 32, 3)
+                include_top=False, weights=str(weights), input_tensor=x
             )
     except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
         fail(
@@ -344,9 +419,9 @@ def load_vgg16(weights=None):
         )
 
 
-def random_vgg16():
+def random_vgg16(x):
     """Return VGG16 as `load_vgg16` does, with random weights."""
-    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
     for layer in base.layers:
         if layer.weights:  # with 1.5 the features are of a size that the article's rate can learn
             layer.kernel.assign(keras.initializers.VarianceScaling(1.5)(layer.kernel.shape))
@@ -367,11 +442,12 @@ def draw_model(model, path):
         part.write_bytes(png)
 
 
-def batches(*arrays, batch_size, shuffle=False):
+def batches(*arrays, batch_size, shuffle=False, augment=False):
     """Return a tf.data.Dataset that yields `batch_size` rows of each array at a time.
 
     For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
     there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
+    With `augment`, the rows of the first array are images, flipped and shifted at random.
     """
     count = len(arrays[0])
     with tf.device("CPU"):
@@ -382,47 +458,84 @@ def batches(*arrays, batch_size, shuffle=False):
 
     rows = tf.data.Dataset.range(1).map(order).unbatch().batch(batch_size)
     dataset = rows.map(lambda row: tuple(tf.gather(array, row) for array in arrays))
+    if augment:
+        flip = layers.RandomFlip("horizontal")
+        shift = layers.RandomTranslation(1 / 8, 1 / 8, interpolation="nearest")
+        dataset = dataset.map(lambda x, y: (shift(flip(x)), y)).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
     steps = math.ceil(count / batch_size)
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options)
 
 
-def extract_features(base, images, path):
-    """Return the output of the frozen `base` for each array of `images`, float32 (n, ...).
+def part_of(model, start, stop=None):
+    """Return the layers from `start` to `stop`, without it, of a chain of layers, as a model.
 
-    They are kept in the .npz file `path`, and taken from there where the contents of the images,
-    the layers of `base`, their weights and their dtype policies are the same.
-    Source: "feature extraction" in https://keras.io/guides/transfer_learning/
+    The layers are shared, not copied: who trains the part trains `model`.
+    """
+    if start == 0:
+        return keras.Model(model.input, model.layers[stop - 1].output)
+    x = model.layers[start].input
+    return keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype), *model.layers[start:stop]])
+
+
+def run_once(model, arrays, name):
+    """Return what `model`, printed as `name`, makes of each of `arrays`, as tensors.
+
+    Errors: status 2 where that does not fit in the memory.
+    """
+    count, output = sum(map(len, arrays)), model.outputs[0]
+    size = count * math.prod(output.shape[1:]) * tf.as_dtype(output.dtype).size
+    need, free = 2 * size / 1e9, psutil.virtual_memory().available / 1e9  # GB, for two copies
+    if need > free:
+        fail(
+            f"the features of {count:,} images need {need:.1f} GB of memory, and {free:.1f} are "
+            "free: choose a smaller --image-size, fewer blocks to --unfreeze, or --end-to-end"
+        )
+    print(f"{name} runs once over {count:,} images, for all epochs:")
+    outputs = []
+    for array in arrays:
+        output = model.predict(batches(array, batch_size=500), verbose=VERBOSE)
+        with tf.device("CPU"):
+            outputs.append(tf.constant(output))
+    return outputs
+
+
+def features_key(base, images):
+    """Return a digest of all that the features of `images` depend on.
+
+    That is the images' contents, the layers of `base`, their weights and their dtype policies.
     """
     digest = hashlib.sha256(base.to_json().encode())
     for array in (*images, *base.get_weights()):
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array))
-    names = [f"features_{i}" for i in range(len(images))]
-    counts = [len(array) for array in images]
+    return digest.hexdigest()
+
+
+def extract_features(model, inputs, key, path):
+    """Return what the frozen `model` makes of each of `inputs`, float32 (n, ...).
+
+    It is kept in the .npz file `path`, and taken from there where `key` is the same.
+    Source: "feature extraction" in https://keras.io/guides/transfer_learning/
+    """
+    names = [f"features_{i}" for i in range(len(inputs))]
     if path.exists():
         try:
             with np.load(path) as file:
-                if file["sha256"] == digest.hexdigest():
+                if file["sha256"] == key:
                     features = [file[name] for name in names]
-                    print(f"The features of {sum(counts):,} images are taken from {path}")
+                    count = sum(map(len, features))
+                    print(f"The features of {count:,} images are taken from {path}")
                     return features
                 reason = "it was computed from other images or weights, or in another precision"
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             reason = f"it is damaged, or another program's ({first_line(error)})"
         print(f"{path} is not used: {reason}")
 
-    print(f"VGG16 runs once over {sum(counts):,} images, for all epochs:")
-    features = [np.empty((count, *base.output_shape[1:]), "float32") for count in counts]
-    progress = keras.utils.Progbar(sum(counts), verbose=VERBOSE, unit_name="image")
-    for array, out in zip(images, features, strict=True):
-        for start in range(0, len(array), 500):  # as many as keep a CPU busy
-            rows = slice(start, start + 500)
-            out[rows] = base.predict_on_batch(array[rows])
-            progress.add(len(out[rows]))
+    features = [np.asarray(tensor, "float32") for tensor in run_once(model, inputs, "VGG16")]
     with replacing(path) as part:
-        np.savez(part, sha256=digest.hexdigest(), **dict(zip(names, features, strict=True)))
+        np.savez(part, sha256=key, **dict(zip(names, features, strict=True)))
     return features
 
 
@@ -452,42 +565,64 @@ def print_demo_epoch(epoch, logs):
     print(f"demo: epoch {epoch + 1} - {figures}")
 
 
-def train(model, dataset, *, validation_data, epochs, callbacks, csv_path, demo):
-    """Fit `model` to the batches of `dataset`; return its history and whether Ctrl-C stopped it.
+def warm_up_and_decay(peak, steps):
+    """Return a learning rate that grows to `peak` in a tenth of the `steps`, then falls to 0.
 
-    The history is a dict of lists, a figure for each finished epoch; `csv_path` gets it as well.
-    Errors: KeyboardInterrupt for a Ctrl-C in the first epoch.
+    It grows while the optimizer has no averages of the gradients yet, and falls along a cosine.
+    Source: Loshchilov & Hutter, https://arxiv.org/abs/1608.03983
     """
-    if demo:
-        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
-    history, stopped = keras.callbacks.History(), False
-    with replacing(csv_path) as part:
-        csv_logger = keras.callbacks.CSVLogger(part)
-        callbacks += [history, csv_logger, keras.callbacks.TerminateOnNaN()]
-        try:
-            model.fit(
-                dataset,
-                validation_data=validation_data,
-                epochs=epochs,
-                shuffle=False,  # batches() has shuffled
-                callbacks=callbacks,
-                verbose=0 if demo else VERBOSE,
-            )
-        except KeyboardInterrupt:
-            if not history.history:
-                raise
-            stopped = True
-        finally:
-            csv_logger.on_train_end()  # Windows cannot move a file that is open
-    return history.history, stopped
+    growing = math.ceil(steps / 10)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - growing), warmup_target=peak, warmup_steps=growing
+    )
 
 
-def plot_history(history, name, label, path, title):
-    """Draw the curves `name` and `val_` + `name` of Keras's `history` into the PNG file `path`."""
+def train(model, training, validation, *, epochs, batch_size, augment, callbacks, verbose):
+    """Fit `model` to the arrays (x, y) of `training`; return whether Ctrl-C stopped it.
+
+    `callbacks` begins with a History, which this goes on with.
+    Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
+    """
+    history = callbacks[0].history
+    done = len(history.get("loss", []))
+    try:
+        model.fit(
+            batches(*training, batch_size=batch_size, shuffle=True, augment=augment),
+            validation_data=batches(*validation, batch_size=batch_size),
+            initial_epoch=done,
+            epochs=done + epochs,
+            shuffle=False,  # batches() has shuffled
+            callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()],
+            verbose=verbose,
+        )
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        return True
+    return False
+
+
+def write_history(history, path):
+    """Write the figures of Keras's `history`, a line for each epoch, into the CSV file `path`."""
+    names = sorted(history)
+    rows = zip(*(history[name] for name in names), strict=True)
+    with replacing(path) as part, part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *names])
+        writer.writerows([epoch, *row] for epoch, row in enumerate(rows, 1))
+
+
+def plot_history(history, name, label, path, title, head_epochs):
+    """Draw the curves `name` and `val_` + `name` of Keras's `history` into the PNG file `path`.
+
+    A line after `head_epochs` marks where the fine-tuning starts, if there is one.
+    """
     epochs = range(1, len(history[name]) + 1)
     plt.figure()
     plt.plot(epochs, history[name], "r.-", label=f"training {label}")
     plt.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
+    if len(epochs) > head_epochs:
+        plt.axvline(head_epochs + 0.5, color="gray", ls="--", label="fine-tuning starts")
     plt.xlabel("Epochs")
     plt.ylabel(name.capitalize())
     plt.gca().xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
@@ -508,13 +643,14 @@ def print_prediction(probabilities, label, prefix=""):
 def main():
     """Run the article from the data to the first prediction."""
     args = parse_arguments()
-    demo = ""
+    demo, verbose = "", VERBOSE
     if args.demo:
-        demo = "demo: "
+        demo, verbose = "demo: ", 0
         args.output_dir /= "demo"
     check_output_dir(args.output_dir)
     if args.weights and not args.data:
-        load_vgg16(args.weights)  # a bad file ends the run here, not after a download
+        # A bad file ends the run here, not after a download.
+        load_vgg16(keras.Input((32, 32, 3)), args.weights)
         keras.utils.clear_session()
     keras.utils.set_random_seed(args.seed)
 
@@ -528,8 +664,14 @@ def main():
     y_val, y_train = y_train[:idx], y_train[idx:]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
+    inputs = keras.Input(x_train.shape[1:])
+    x = inputs
+    if args.image_size != x.shape[1]:
+        x = keras.ops.image.resize(x, (args.image_size, args.image_size))
+    if args.preprocess:  # in the model, so that the saved one takes plain images all the same
+        x = keras.applications.vgg16.preprocess_input(x)
     keras.config.set_dtype_policy(args.precision)
-    vgg16 = random_vgg16() if args.demo else load_vgg16(args.weights)
+    vgg16 = random_vgg16(x) if args.demo else load_vgg16(x, args.weights)
     keras.config.set_dtype_policy("float32")
 
     # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
@@ -549,38 +691,80 @@ def main():
 
     # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
     settings = {
-        "optimizer": keras.optimizers.SGD(learning_rate=args.learning_rate, momentum=0.9),
+        "optimizer": get_optimizer(args.optimizer, learning_rate=args.learning_rate),
         "loss": "sparse_categorical_crossentropy",
         "metrics": ["accuracy"],
     }
     model.compile(**settings)
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
-    # They give the same 512 numbers for an image in every epoch, so only the new layers go through
-    # the epochs. These are the model's own layers and optimizer: it is trained when they are.
+    # They give the same numbers for an image in every epoch, so only the layers above them go
+    # through the epochs. These are the model's own layers and optimizer: it is trained with them.
+    images = below = x_train, x_val, x_test
+    thawed = BLOCKS[args.unfreeze]  # the first layer that is fine-tuned
     trained = model
-    if not args.end_to_end:
+    if args.augment:
+        print("--augment changes the images: VGG16 runs in every epoch, and takes its time")
+    if not args.end_to_end and (args.unfreeze or not args.augment):
+        rest = vgg16
+        if 0 < args.unfreeze < 5 and not args.augment:
+            name = f"VGG16 up to block {5 - args.unfreeze}"
+            below = run_once(part_of(model, 0, thawed), images, name)
+            rest = part_of(model, thawed, 19)
         x_train, x_val, x_test = extract_features(
-            vgg16, (x_train, x_val, x_test), args.output_dir / "vgg16_features.npz"
+            rest, below, features_key(vgg16, images), args.output_dir / "vgg16_features.npz"
         )
-        trained = keras.Sequential([keras.Input(x_train.shape[1:]), *model.layers[19:]])
+        trained = part_of(model, 19)
         trained.compile(**settings, steps_per_execution=50)  # in one call, as steps are so short
 
     # ===== fitを使ったモデルの訓練 / Train with fit
-    history, stopped = train(
+    history = keras.callbacks.History()
+    callbacks = [history, BestModel(model, args.output_dir / MODEL_FILE)]
+    if args.demo:
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
+    common = {"batch_size": args.batch_size, "callbacks": callbacks, "verbose": verbose}
+    stopped = train(
         trained,
-        batches(x_train, y_train, batch_size=args.batch_size, shuffle=True),
-        validation_data=batches(x_val, y_val, batch_size=args.batch_size),
+        (x_train, y_train),
+        (x_val, y_val),
         epochs=args.epochs,
-        callbacks=[BestModel(model, args.output_dir / MODEL_FILE)],
-        csv_path=args.output_dir / "history.csv",
-        demo=args.demo,
+        augment=args.augment and not args.unfreeze,
+        **common,
     )
 
+    # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
+    # Only now, and in small steps: the large gradients of a head that knows nothing, or of a high
+    # learning rate, would destroy what VGG16 knows.
+    if args.unfreeze and not stopped and math.isfinite(history.history["val_loss"][-1]):
+        print(f"{demo}From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
+        for layer in model.layers[thawed:19]:
+            layer.trainable = True
+        steps = args.fine_tune_epochs * math.ceil(len(y_train) / args.batch_size)
+        rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
+        settings["optimizer"] = get_optimizer(args.optimizer, learning_rate=rate)
+        if args.precision == "mixed_float16":  # in which small gradients would become 0
+            settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
+        model.compile(**settings)  # `trainable` counts from here on
+        trained = model
+        if below is not images:
+            trained = part_of(model, thawed)
+            trained.compile(**settings)
+        x_train, x_val, x_test = below
+        stopped = train(
+            trained,
+            (x_train, y_train),
+            (x_val, y_val),
+            epochs=args.fine_tune_epochs,
+            augment=args.augment,
+            **common,
+        )
+
     # ===== history情報の可視化 / Plot the history
+    history = history.history
+    write_history(history, args.output_dir / "history.csv")
     title = "demo: drawn images, random weights" if args.demo else ""
-    plot_history(history, "loss", "loss", args.output_dir / "loss.png", title)
-    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png", title)
+    plot_history(history, "loss", "loss", args.output_dir / "loss.png", title, args.epochs)
+    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png", title, args.epochs)
     epochs = len(history["loss"])
     if stopped:
         place = args.output_dir.resolve()
@@ -595,7 +779,6 @@ def main():
     )
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    verbose = 0 if args.demo else VERBOSE
     test = batches(x_test, y_test, batch_size=args.batch_size)
     print(f"{demo}{trained.evaluate(test, verbose=verbose)}")
 
@@ -609,11 +792,19 @@ def main():
 
 
 def start(main):
-    """Run `main` with safe console output and a network time-out; Ctrl-C ends with status 130."""
+    """Run `main` with safe console output and a network time-out; Ctrl-C ends with status 130.
+
+    Where TensorFlow sees several GPUs, they share each batch.
+    Source: https://keras.io/guides/distributed_training_with_tensorflow/
+    """
     sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
     socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
+    strategy = tf.distribute.get_strategy()
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        strategy = tf.distribute.MirroredStrategy()
     try:
-        main()
+        with strategy.scope():
+            main()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
