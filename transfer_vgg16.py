@@ -156,18 +156,10 @@ def parse_arguments():
         help="Take this many images for each step of the training (%(default)s).",
     )
     add(
-        "--optimizer",
-        type=optimizer_name,
-        default="sgd",
-        metavar="NAME",
-        help="Let this optimizer of Keras's train: adam, rmsprop, ... (%(default)s, with momentum "
-        "0.9).",
-    )
-    add(
         "--learning-rate",
         type=positive_number,
-        help="Let the optimizer take steps of this size (sgd: 0.0001; others: Keras's default, "
-        "which is 0.001 for adam).",
+        help="Let the optimizer take steps of this size (0.0001 for sgd, Keras's default for "
+        "others: 0.001 for adam).",
     )
     add(
         "--seed",
@@ -181,6 +173,14 @@ def parse_arguments():
         "--preprocess",
         action="store_true",
         help="Give VGG16 what it was trained on: BGR, less the mean colour of ImageNet.",
+    )
+    add(
+        "--optimizer",
+        type=optimizer_name,
+        default="sgd",
+        metavar="NAME",
+        help="Train with this optimizer of Keras's: adam, rmsprop, ... (%(default)s, with "
+        "momentum 0.9).",
     )
     add(
         "--image-size",
@@ -771,7 +771,8 @@ def main():
         print(f"\n{demo}stopped after epoch {epochs}: the best model and the plots are in {place}")
         raise SystemExit(130)
     if not math.isfinite(history["val_loss"][-1]):
-        fail(f"the loss did not stay finite in epoch {epochs}: choose a lower --learning-rate")
+        rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
+        fail(f"the loss did not stay finite in epoch {epochs}: choose a lower {rate}")
     best = np.argmin(history["val_loss"]) + 1
     print(
         f"{demo}{MODEL_FILE} holds epoch {best}, the one with the lowest val_loss; the lines "

@@ -2,6 +2,8 @@
 
     python tests/benchmark.py cifar10.npz vgg16_notop.weights.h5 --output benchmark.md
     python tests/benchmark.py cifar10.npz vgg16_notop.weights.h5 --images 2000   a short one
+    python tests/benchmark.py cifar10.npz vgg16_notop.weights.h5 --ladder ladder.json
+                                                      the way up from the article's accuracy
 
 Every run is a process of its own, timed from start to exit. Before each of them, the machine's own
 matrix multiplication is timed in the same precision: the share of that rate which a convolutional
@@ -10,6 +12,8 @@ network reaches is comparable between machines, seconds are not. Needs Linux or 
 
 import argparse
 import csv
+import json
+import math
 import os
 import re
 import statistics
@@ -23,6 +27,18 @@ import numpy as np
 
 TESTS = Path(__file__).resolve().parent
 GFLOP_PER_IMAGE = 0.626  # the thirteen convolutions at 32x32, 2 for each multiply-add
+
+LADDER = [  # each rung has the flags of those before it as well; a later value replaces an earlier
+    {},
+    {"--preprocess": ""},
+    {"--optimizer": "adam"},
+    {"--precision": "mixed_bfloat16"},
+    {"--batch-size": "128"},
+    {"--unfreeze": "1"},
+    {"--image-size": "48"},
+    {"--unfreeze": "2"},
+    {"--image-size": "64", "--fine-tune-epochs": "4"},
+]
 
 MATMUL = """
 import sys, time, tensorflow as tf
@@ -90,11 +106,16 @@ def run(command, directory):
         "loss": float(loss),
         "accuracy": float(accuracy),
     }
-    first = re.search(r"^(VGG16 runs once|Epoch 1/).*$", text, re.MULTILINE)[0]
-    begin = next(at for line, at in lines if line.startswith(first))
-    if first.startswith("VGG16"):
-        end = next(at for line, at in lines if at > begin and re.match(r"\d+/\d+ - ", line))
-        result["base_seconds"] = end - begin
+    result["curve"] = [  # seconds since the start, val_accuracy
+        (at, float(match[1]))
+        for line, at in lines
+        if (match := re.search(r"val_accuracy: (\S+)", line))
+    ]
+    steps = [(line, at) for line, at in lines if re.match(r"VGG16.* runs once|Epoch 1/", line)]
+    begin = steps[0][1]
+    if len(steps) > 1:
+        before = [at for line, at in lines if at < steps[-1][1] and re.match(r"\d+/\d+ - ", line)]
+        result["base_seconds"] = before[-1] - begin
     elif not any(line.startswith("The features of") for line, _ in lines):
         result["base_seconds"] = lines[-1][1] - begin
     return result
@@ -164,6 +185,86 @@ def compare(data, weights, epochs, repeat, work):
     return table(rows)
 
 
+def count_operations(flags, train, val, test):
+    """Return the floating-point operations of a run on so many images, 2 for a multiply-add.
+
+    A step of the training counts thrice its forward pass: the gradients of the activations and of
+    the weights cost one each. Only convolutions and dense layers count.
+    """
+    import keras
+
+    size, unfreeze = int(flags.get("--image-size", 32)), int(flags.get("--unfreeze", 0))
+    blocks = [0] * 5
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
+    for layer in base.layers:
+        if layer.weights:
+            _, height, width, _ = layer.output.shape
+            blocks[int(layer.name[5]) - 1] += 2 * math.prod(layer.kernel.shape) * height * width
+    head = 2 * (256 * base.output.shape[1] ** 2 * 512 + 256 * 10)
+    once = (train + val + test) * sum(blocks)
+    epochs = 10 * (3 * train + val) * head
+    if unfreeze:
+        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + test
+        epochs += fine * (sum(blocks[5 - unfreeze :]) + head)
+    return once + epochs
+
+
+def plot_ladder(results, path):
+    """Draw the validation accuracy of each rung over time into `path`."""
+    import matplotlib.pyplot as plt
+
+    plt.figure(figsize=(8, 5))
+    for name, rung in results.items():
+        seconds, accuracy = zip(*rung["runs"][0]["curve"], strict=True)
+        plt.plot(seconds, accuracy, ".-", label=name)
+    plt.xscale("log")
+    plt.xlabel("Seconds since the start")
+    plt.ylabel("Validation accuracy")
+    plt.legend()
+    plt.savefig(path)
+
+
+def climb(data, weights, rungs, path, work):
+    """Run the ladder's `rungs` that are not in the JSON file `path` yet; return a Markdown table.
+
+    One that takes less than five minutes is run with two more seeds.
+    """
+    with np.load(data) as file:
+        train, test = len(file["y_train"]), len(file["y_test"])
+    val = train // 5
+    results = json.loads(path.read_text()) if path.exists() else {}
+    flags, names = {}, []
+    for i, more in enumerate(LADDER):
+        flags |= more
+        name = " ".join(["+", *(f"{flag} {value}".strip() for flag, value in more.items())])
+        names.append(name if more else "the article's settings")
+        if names[i] in results or i not in rungs:
+            continue
+        command = [TESTS.parent / "transfer_vgg16.py", "--data", data, "--weights", weights]
+        command += [word for item in flags.items() for word in item if word]
+        rate = matmul_rate("bfloat16" if "--precision" in flags else "float32")
+        runs = [run(command, work / str(i))]
+        if runs[0]["seconds"] < 300:
+            runs += [run([*command, "--seed", seed], work / str(i)) for seed in ("1", "2")]
+        operations = count_operations(flags, train - val, val, test)
+        results[names[i]] = {"runs": runs, "operations": operations, "matmul": rate}
+        print(f"{names[i]}: {results[names[i]]}", flush=True)
+        path.write_text(json.dumps(results, indent=1))
+
+    results = {name: results[name] for name in names if name in results}
+    plot_ladder(results, path.with_suffix(".png"))
+    rows = [["rung", "test accuracy", "lowest-highest", "seconds", "TFLOP", "matmul GFLOP/s"]]
+    for name, rung in results.items():
+        accuracies = [result["accuracy"] for result in rung["runs"]]
+        row = [name if name.startswith("the") else f"`{name}`"]
+        row += [f"{statistics.mean(accuracies):.4f}"]
+        spread = f"{min(accuracies):.4f}-{max(accuracies):.4f}"
+        row += [spread if len(accuracies) > 1 else "one seed"]
+        row += [f"{rung['runs'][0]['seconds']:.0f}", f"{rung['operations'] / 1e12:.0f}"]
+        rows.append([*row, f"{rung['matmul']:.0f}"])
+    return table(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,6 +275,13 @@ def main():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeat", type=int, default=1, help="run all in turn, so many times")
     parser.add_argument("--output", type=Path, help="write the table here, as Markdown")
+    parser.add_argument(
+        "--ladder",
+        type=Path,
+        metavar="FILE.json",
+        help="measure the way up instead; keep each rung in this file, and a plot beside it",
+    )
+    parser.add_argument("--rungs", type=int, nargs="*", default=range(len(LADDER)))
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as work:
@@ -183,7 +291,10 @@ def main():
             with np.load(data) as file:
                 test = max(1, args.images // 5)
                 data = save_part(work / "data.npz", file, args.images, test)
-        markdown = compare(data, args.weights.resolve(), args.epochs, args.repeat, work)
+        if args.ladder:
+            markdown = climb(data, args.weights.resolve(), args.rungs, args.ladder, work)
+        else:
+            markdown = compare(data, args.weights.resolve(), args.epochs, args.repeat, work)
     print(markdown)
     if args.output:
         args.output.write_text(markdown, encoding="utf-8")

@@ -1,0 +1,315 @@
+"""The way up from the article: each flag does what it says, and every model can be used."""
+
+import re
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from benchmark import LADDER, count_operations
+from conftest import PREDICT, ROOT, TRANSFER, read_history, read_result, run
+from PIL import Image
+from test_first_run import check_error, save_weights, write_data
+
+FLAGS = ["--preprocess", "--optimizer", "adam", "--epochs", 2, "--fine-tune-epochs", 2]
+
+
+def numbers(directory):
+    return np.array([list(row.values()) for row in read_history(directory)])
+
+
+# ----- what VGG16 is given
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_vgg16_gets_preprocessed_and_enlarged_images(size, handful, weights, tmp_path):
+    """The stored features are those of plain Keras, given what its VGG16 was trained on."""
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    run(TRANSFER, *arguments, "--preprocess", "--image-size", size, cwd=tmp_path)
+    with np.load(handful) as file:
+        images = tf.image.resize(file["x_test"].astype("float32"), (size, size)).numpy()
+    base = keras.applications.VGG16(
+        include_top=False, weights=str(weights), input_shape=(size, size, 3)
+    )
+    expected = base.predict(keras.applications.vgg16.preprocess_input(images), verbose=0)
+    with np.load(tmp_path / "vgg16_features.npz") as file:
+        np.testing.assert_allclose(file["features_2"], expected, rtol=1e-3, atol=1e-2)
+
+    model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
+    assert model.input_shape == (None, 32, 32, 3)
+    assert [layer.name for layer in model.layers[1:19]] == [
+        layer.name for layer in base.layers[1:]
+    ]
+
+
+# ----- optimizers
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "rate"),
+    [
+        ([], "SGD", 1e-4),
+        (["--optimizer", "adam"], "Adam", 1e-3),
+        (["--optimizer", "RMSprop", "--learning-rate", "2e-4"], "RMSprop", 2e-4),
+        (["--optimizer", "muon"], "Muon", 1e-3),
+    ],
+)
+def test_optimizer(flags, name, rate, handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    _, stderr = run(TRANSFER, *arguments, *flags, cwd=tmp_path)
+    assert stderr == ""
+    optimizer = keras.models.load_model(tmp_path / "vgg16_cifar10.keras").optimizer
+    assert type(optimizer).__name__ == name
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
+    assert int(optimizer.iterations) == 5
+    if name == "SGD":
+        assert optimizer.momentum == 0.9
+
+
+# ----- thawed blocks
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5])
+def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, weights, tmp_path):
+    """Only the thawed blocks change, and they change as when VGG16 runs in every epoch."""
+    histories, results, models = [], [], []
+    for flags in ([], ["--end-to-end"]):
+        arguments = ["--data", handful, "--weights", weights, "--unfreeze", blocks, *flags]
+        stdout, stderr = run(TRANSFER, *arguments, *FLAGS, cwd=tmp_path)
+        assert stderr == ""
+        histories.append(numbers(tmp_path))
+        results.append(read_result(stdout))
+        models.append(keras.models.load_model(tmp_path / "vgg16_cifar10.keras"))
+    assert len(histories[0]) == 4
+    np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+    base = keras.applications.VGG16(
+        include_top=False, weights=str(weights), input_shape=(32, 32, 3)
+    )
+    for layer, original in zip(models[0].layers[1:19], base.layers[1:], strict=True):
+        if original.weights:
+            same = np.array_equal(layer.kernel, original.kernel)
+            assert same == (int(layer.name[5]) <= 5 - blocks), layer.name
+    for ours, theirs in zip(models[0].weights, models[1].weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+def test_fine_tuning_warms_up_and_decays(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1]
+    run(TRANSFER, *arguments, *FLAGS, "--fine-tune-learning-rate", "3e-5", cwd=tmp_path)
+    model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
+    schedule = keras.optimizers.schedules.deserialize(
+        model.optimizer.get_config()["learning_rate"]
+    )
+    rates = [float(schedule(step)) for step in range(11)]  # 160 images, 32 a step, 2 epochs
+    assert rates[0] == 0
+    assert rates[1] == max(rates) == pytest.approx(3e-5)
+    assert sorted(rates[1:], reverse=True) == rates[1:]
+    assert rates[10] == pytest.approx(0, abs=1e-12)
+
+
+def test_plots_mark_where_fine_tuning_starts(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, *FLAGS]
+    run(TRANSFER, *arguments, "--unfreeze", 1, cwd=tmp_path)
+    for name in ("loss.png", "accuracy.png"):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
+        gray = np.all(pixels == 128, axis=-1).sum(axis=0)  # by column
+        middle = pixels.shape[1] * 0.5125  # between epochs 2 and 3 of 4: the axes' middle
+        assert abs(gray.argmax() - middle) < 4
+        assert gray.max() > 150
+
+
+def test_float16_fine_tuning_scales_its_loss(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, *FLAGS]
+    stdout, stderr = run(TRANSFER, *arguments, "--precision", "mixed_float16", cwd=tmp_path)
+    assert stderr == ""
+    model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
+    assert type(model.optimizer).__name__ in ("LossScaleOptimizer", "Adam")
+    assert np.isfinite(read_result(stdout)).all()
+
+
+def test_features_that_do_not_fit(tmp_path):
+    """60,000 images of 112x112x64 numbers are 193 GB: no run begins."""
+    images, labels = np.zeros((50000, 32, 32, 3), np.uint8), np.zeros((50000, 1), np.uint8)
+    data = write_data(tmp_path / "data.npz", x_train=images, y_train=labels)
+    weights = save_weights(tmp_path / "vgg16.weights.h5")
+    arguments = ["--data", data, "--weights", weights, "--image-size", 224, "--unfreeze", 4]
+    _, stderr = run(TRANSFER, *arguments, "--output-dir", "out", cwd=tmp_path, status=2)
+    check_error(
+        stderr, r"the features of 50,010 images need 321\.1 GB of memory, and .+ are free: .+"
+    )
+    assert not (tmp_path / "out" / "vgg16_cifar10.keras").exists()
+
+
+# ----- augmentation
+
+
+def test_augment(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 2]
+    histories = []
+    for flags in (["--augment"], ["--augment"], ["--end-to-end"]):
+        stdout, stderr = run(TRANSFER, *arguments, *flags, cwd=tmp_path)
+        assert stderr == ""
+        assert ("--augment changes the images" in stdout) == (flags == ["--augment"])
+        histories.append(read_history(tmp_path))
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+    assert not (tmp_path / "vgg16_features.npz").exists()
+
+
+def test_augmented_images_are_flipped_and_shifted(tmp_path):
+    """Each is the original, or its mirror image, moved by up to four pixels."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import sys
+            sys.path.insert(0, {str(ROOT)!r})
+            import numpy as np
+            from transfer_vgg16 import batches
+
+            image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+            images = np.repeat(image[None], 64, axis=0)
+            data = batches(images, np.arange(64), batch_size=64, shuffle=True, augment=True)
+            moves = []
+            for _ in range(2):
+                (changed, labels), = data
+                assert sorted(labels.numpy()) == list(range(64))
+                for one in changed.numpy():
+                    inner = one[4:28, 4:28]
+                    found = [
+                        (flipped, dx, dy)
+                        for flipped, whole in ((False, image), (True, image[:, ::-1]))
+                        for dx in range(9)
+                        for dy in range(9)
+                        if np.array_equal(inner, whole[dy : dy + 24, dx : dx + 24])
+                    ]
+                    assert len(found) == 1, found
+                    moves += found
+            assert len(set(moves[:64])) > 30
+            assert moves[:64] != moves[64:]
+            assert 20 < sum(flipped for flipped, _, _ in moves) < 108
+            assert {{dx for _, dx, _ in moves}} == {{dy for _, _, dy in moves}} == set(range(9))
+        """)
+    )
+    run(program, cwd=tmp_path)
+
+
+def test_augmented_fine_tuning_trains_the_head_on_stored_features(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 2, *FLAGS]
+    histories = []
+    for flags in ([], ["--augment"]):
+        run(TRANSFER, *arguments, *flags, cwd=tmp_path)
+        histories.append(read_history(tmp_path))
+    assert (tmp_path / "vgg16_features.npz").exists()
+    assert histories[0][:2] == histories[1][:2]
+    assert histories[0][2:] != histories[1][2:]
+
+
+# ----- every rung's model
+
+
+RUNGS = [
+    {flag: value for rung in LADDER[: i + 1] for flag, value in rung.items()} for i in range(9)
+]
+RUNGS += [{"--unfreeze": "5", "--augment": ""}]
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: " ".join(rung) or "article")
+def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp_path):
+    """Given the validation images as test images, it prints the best epoch's figures."""
+    with np.load(handful) as file:
+        data = dict(file)
+    data["x_test"], data["y_test"] = data["x_train"][:40], data["y_train"][:40]
+    np.savez(tmp_path / "data.npz", **data)
+    flags = [word for item in rung.items() for word in item if word]
+    arguments = ["--data", "data.npz", "--weights", weights, *flags, "--epochs", 2]
+    if "--unfreeze" in rung:
+        arguments += ["--fine-tune-epochs", 1]
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path)
+    assert stderr == ""
+    best = min(read_history(tmp_path), key=lambda row: row["val_loss"])
+    stdout, stderr = run(PREDICT, "--data", "data.npz", cwd=tmp_path)
+    assert stderr == ""
+    loss, accuracy = read_result(stdout)
+    assert loss == pytest.approx(best["val_loss"], rel=1e-3)
+    assert accuracy == pytest.approx(best["val_accuracy"], abs=1e-4)
+
+
+# ----- several devices
+
+
+def test_two_devices_give_the_digits_of_one(handful, weights, tmp_path):
+    """Two logical CPU devices share each batch, as several GPUs would.
+
+    Without dropout: each device draws a mask of its own, so no digits could be compared.
+    """
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import sys
+            sys.path.insert(0, {str(ROOT)!r})
+            import transfer_vgg16
+            from transfer_vgg16 import keras, tf
+
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            halves = [tf.config.LogicalDeviceConfiguration()] * 2
+            tf.config.set_logical_device_configuration(cpu, halves)
+            transfer_vgg16.layers.Dropout = lambda rate: keras.layers.Activation("linear")
+            devices = sys.argv.pop(1).split(",")
+            with tf.distribute.MirroredStrategy(devices).scope():
+                transfer_vgg16.main()
+        """)
+    )
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, *FLAGS]
+    histories, results = [], []
+    for devices in ("CPU:0", "CPU:0,CPU:1"):
+        (tmp_path / devices).mkdir()
+        stdout, _ = run(program, devices, *arguments, cwd=tmp_path / devices)
+        histories.append(numbers(tmp_path / devices))
+        results.append(read_result(stdout))
+    np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+# ----- the benchmark's count
+
+
+def test_operations_of_the_article():
+    """VGG16 once over 60,000 images at 32x32, 0.626 GFLOP each; the head is next to nothing."""
+    assert count_operations({}, 40000, 10000, 10000) == pytest.approx(60000 * 0.626e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--image-size", "31"], "argument --image-size: '31' is not a whole number from 32 to"),
+        (["--image-size", "225"], "argument --image-size: '225' is not a whole number from 32 to"),
+        (["--unfreeze", "6"], "argument --unfreeze: '6' is not a whole number from 0 to 5"),
+        (
+            ["--optimizer", "addam"],
+            "argument --optimizer: 'addam' is not the name of an optimizer",
+        ),
+        (["--optimizer", "optimizer"], "argument --optimizer: 'optimizer' is not the name of an"),
+        (["--optimizer", ""], "argument --optimizer: '' is not the name of an optimizer"),
+        (["--fine-tune-epochs", "2"], "nothing is fine-tuned without --unfreeze"),
+        (["--fine-tune-learning-rate", "1"], "nothing is fine-tuned without --unfreeze"),
+    ],
+)
+def test_bad_argument(arguments, sentence, tmp_path):
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
+    assert stdout == ""
+    check_error(stderr, rf"{sentence}.*")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diverging_fine_tuning(handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 5, *FLAGS]
+    _, stderr = run(
+        TRANSFER, *arguments, "--fine-tune-learning-rate", "1e30", cwd=tmp_path, status=2
+    )
+    check_error(
+        stderr, r"the loss did not stay finite in epoch \d: choose a lower --fine-tune-.+-rate"
+    )
+    assert re.match("3,", (tmp_path / "history.csv").read_text().splitlines()[3])
