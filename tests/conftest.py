@@ -22,8 +22,10 @@ PREDICT = ROOT / "predict_saved.py"
 ARTICLE = ROOT / "tests" / "article.py"
 WRITTEN = {  # by a whole run
     "accuracy.png",
+    "confusion_matrix.png",
     "history.csv",
     "loss.png",
+    "predictions.png",
     "transfer_learning_vgg16_cifar10.png",
     "vgg16_cifar10.keras",
     "vgg16_features.npz",

@@ -107,7 +107,7 @@ def test_saved_model_is_the_best_epoch(finished, subset, tmp_path):
 def test_companion_agrees_with_keras(finished, subset, tmp_path):
     directory, stdout = finished
     path = directory / "vgg16_cifar10.keras"
-    printed, _ = run(PREDICT, path, "--data", subset, cwd=tmp_path)
+    printed, _ = run(PREDICT, "--model", path, "--data", subset, cwd=tmp_path)
     model = keras.models.load_model(path)
     with np.load(subset) as file:
         images, labels = file["x_test"], file["y_test"]

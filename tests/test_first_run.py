@@ -405,13 +405,13 @@ def save_model_with_code(path):
         (write_empty, "is not a model that transfer_vgg16.py saved, or it is damaged"),
         (truncate_model, "is not a model that transfer_vgg16.py saved, or it is damaged"),
         (save_model_with_code, "is not a model that transfer_vgg16.py saved, or it is damaged"),
-        (save_other_model, "is not a model that transfer_vgg16.py saved: give the path of"),
-        (save_own_network, "is not a model that transfer_vgg16.py saved: give the path of"),
+        (save_other_model, "is not a model that transfer_vgg16.py saved: give --model the path"),
+        (save_own_network, "is not a model that transfer_vgg16.py saved: give --model the path"),
     ],
 )
 def test_bad_model(write, sentence, tmp_path):
     write(tmp_path / "model.keras")
-    stdout, stderr = run(PREDICT, "model.keras", cwd=tmp_path, status=2)
+    stdout, stderr = run(PREDICT, "--model", "model.keras", cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(stderr, rf"model.keras {sentence}.*")
 
@@ -534,7 +534,7 @@ def test_any_place_and_console(cifar10, weights, tmp_path):
         assert stderr == ""
         assert re.search(r"\(\w+\), \S+: \S+ \(cat\)\n$", stdout)
     stdout, stderr = run(
-        PREDICT, place / "出力" / "vgg16_cifar10.keras", "--data", data, cwd=tmp_path
+        PREDICT, "--model", place / "出力" / "vgg16_cifar10.keras", "--data", data, cwd=tmp_path
     )
     assert stderr == ""
     assert "正解: 猫 (cat)" in stdout

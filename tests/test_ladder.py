@@ -126,19 +126,19 @@ def test_float16_fine_tuning_scales_its_loss(handful, weights, tmp_path):
     stdout, stderr = run(TRANSFER, *arguments, "--precision", "mixed_float16", cwd=tmp_path)
     assert stderr == ""
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
-    assert type(model.optimizer).__name__ in ("LossScaleOptimizer", "Adam")
+    assert type(model.optimizer).__name__ == "LossScaleOptimizer"
     assert np.isfinite(read_result(stdout)).all()
 
 
 def test_features_that_do_not_fit(tmp_path):
-    """60,000 images of 112x112x64 numbers are 193 GB: no run begins."""
+    """50,010 images of 112x112x64 numbers are 161 GB, and are needed twice: no run begins."""
     images, labels = np.zeros((50000, 32, 32, 3), np.uint8), np.zeros((50000, 1), np.uint8)
     data = write_data(tmp_path / "data.npz", x_train=images, y_train=labels)
     weights = save_weights(tmp_path / "vgg16.weights.h5")
     arguments = ["--data", data, "--weights", weights, "--image-size", 224, "--unfreeze", 4]
     _, stderr = run(TRANSFER, *arguments, "--output-dir", "out", cwd=tmp_path, status=2)
     check_error(
-        stderr, r"the features of 50,010 images need 321\.1 GB of memory, and .+ are free: .+"
+        stderr, r"the features of 50,010 images need 321\.2 GB of memory, and .+ are free: .+"
     )
     assert not (tmp_path / "out" / "vgg16_cifar10.keras").exists()
 
@@ -167,8 +167,9 @@ def test_augmented_images_are_flipped_and_shifted(tmp_path):
             import sys
             sys.path.insert(0, {str(ROOT)!r})
             import numpy as np
-            from transfer_vgg16 import batches
+            from transfer_vgg16 import batches, keras
 
+            keras.utils.set_random_seed(0)
             image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
             images = np.repeat(image[None], 64, axis=0)
             data = batches(images, np.arange(64), batch_size=64, shuffle=True, augment=True)
@@ -211,7 +212,8 @@ def test_augmented_fine_tuning_trains_the_head_on_stored_features(handful, weigh
 
 
 RUNGS = [
-    {flag: value for rung in LADDER[: i + 1] for flag, value in rung.items()} for i in range(9)
+    {flag: value for rung in LADDER[: i + 1] for flag, value in rung.items()}
+    for i in range(len(LADDER))
 ]
 RUNGS += [{"--unfreeze": "5", "--augment": ""}]
 
@@ -240,7 +242,8 @@ def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp
 # ----- several devices
 
 
-def test_two_devices_give_the_digits_of_one(handful, weights, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--unfreeze", 1], ["--unfreeze", 5, "--augment"]])
+def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
     """Two logical CPU devices share each batch, as several GPUs would.
 
     Without dropout: each device draws a mask of its own, so no digits could be compared.
@@ -262,11 +265,11 @@ def test_two_devices_give_the_digits_of_one(handful, weights, tmp_path):
                 transfer_vgg16.main()
         """)
     )
-    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, *FLAGS]
+    arguments = ["--data", handful, "--weights", weights, *FLAGS]
     histories, results = [], []
     for devices in ("CPU:0", "CPU:0,CPU:1"):
         (tmp_path / devices).mkdir()
-        stdout, _ = run(program, devices, *arguments, cwd=tmp_path / devices)
+        stdout, _ = run(program, devices, *arguments, *flags, cwd=tmp_path / devices)
         histories.append(numbers(tmp_path / devices))
         results.append(read_result(stdout))
     np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
