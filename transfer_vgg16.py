@@ -767,7 +767,7 @@ def print_prediction(probabilities, label, names, prefix=""):
 
 
 def drawable(names):
-    """Return `names` as the fonts here can draw them, 24 characters at most; choose those fonts."""
+    """Return `names` as the fonts here can draw them, up to 24 characters; use those fonts."""
     installed = font_manager.get_font_names()
     fonts = ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]
     plt.rcParams["font.family"] = fonts
