@@ -271,7 +271,8 @@ def parse_arguments():
         parser.error("--demo draws its own images and weights: leave out --data and --weights")
     if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
         parser.error("nothing is fine-tuned without --unfreeze: say how many blocks are")
-    args.learning_rate = args.learning_rate or float(get_optimizer(args.optimizer).learning_rate)
+    default = get_optimizer(args.optimizer).get_config()["learning_rate"]
+    args.learning_rate = args.learning_rate or default
     args.fine_tune_epochs = args.fine_tune_epochs or 3
     args.fine_tune_learning_rate = args.fine_tune_learning_rate or args.learning_rate / 10
     return args
@@ -912,7 +913,9 @@ def main():
         key = features_key(vgg16, images)
         data = extract_features(rest, below, key, args.output_dir / "vgg16_features.npz")
         trained = part_of(model, 19)
-        trained.compile(**settings, steps_per_execution=50)  # in one call, as steps are so short
+        # Several of its short steps in one call, which Keras cannot do on several devices
+        steps = 50 if tf.distribute.get_strategy().num_replicas_in_sync == 1 else 1
+        trained.compile(**settings, steps_per_execution=steps)
 
     # ===== fitを使ったモデルの訓練 / Train with fit
     history = keras.callbacks.History()

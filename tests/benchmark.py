@@ -30,10 +30,9 @@ GFLOP_PER_IMAGE = 0.626  # the thirteen convolutions at 32x32, 2 for each multip
 
 LADDER = [  # each rung has the flags of those before it as well; a later value replaces an earlier
     {},
-    {"--preprocess": ""},
-    {"--optimizer": "adam"},
     {"--precision": "mixed_bfloat16"},
-    {"--batch-size": "128"},
+    {"--preprocess": ""},
+    {"--optimizer": "adam", "--batch-size": "128"},
     {"--unfreeze": "1"},
     {"--image-size": "48"},
     {"--unfreeze": "2"},

@@ -242,7 +242,7 @@ def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp
 # ----- several devices
 
 
-@pytest.mark.parametrize("flags", [[], ["--unfreeze", 1], ["--unfreeze", 5, "--augment"]])
+@pytest.mark.parametrize("flags", [["--unfreeze", 1], ["--unfreeze", 5, "--augment"]])
 def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
     """Two logical CPU devices share each batch, as several GPUs would.
 
