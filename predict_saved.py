@@ -12,6 +12,7 @@ python predict_saved.py --help             all arguments
 import argparse
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from transfer_vgg16 import (
     print_prediction,
     read_photo,
     start,
-    sys,
 )
 
 
@@ -75,6 +75,8 @@ def parse_arguments():
     args = parser.parse_intermixed_args()
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
+    if any(path.suffix == ".keras" for path in args.images):
+        parser.error("a .keras file is a model: give it with --model")
     if args.figure and not args.images:
         parser.error("--figure draws pictures: name some")
     if args.figure and args.figure.suffix.lower() != ".png":

@@ -795,7 +795,7 @@ def plot_images(images, captions, colors, path, title=""):
         axis.axis("off")
     for axis, image, caption, color in zip(axes.flat, images, captions, colors, strict=False):
         axis.imshow(image)
-        axis.set_title(caption, color=color, fontsize=11, parse_math=False)
+        axis.set_title(caption, color=color, fontsize=12, parse_math=False)
     with replacing(path) as part:
         plt.savefig(part)
 
@@ -823,10 +823,10 @@ def plot_confusion_matrix(predicted, labels, names, path, title):
     axis.imshow(counts, cmap="Blues")
     for (row, column), count in np.ndenumerate(counts) if len(names) <= 30 else ():
         color = "white" if count > counts.max() / 2 else "black"
-        axis.text(column, row, count, ha="center", va="center", color=color)
+        axis.text(column, row, count, ha="center", va="center", color=color, fontsize=12)
     for row, total in enumerate(counts.sum(axis=1)):
         share = f"{counts[row, row] / total:.0%}" if total else "-"
-        axis.text(len(names) - 0.3, row, share, va="center")
+        axis.text(len(names) - 0.3, row, share, va="center", fontsize=12)
     axis.text(len(names) - 0.3, -0.7, "recall")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
     axis.set_yticks(range(len(names)), names, parse_math=False)
@@ -924,8 +924,9 @@ def main():
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
     common = {"batch_size": args.batch_size, "callbacks": callbacks, "verbose": verbose}
     augment = args.augment and not args.unfreeze
-    if augment:
-        print("--augment changes the images, so VGG16 runs in every epoch")
+    if args.augment:
+        which = "of the fine-tuning" if args.unfreeze else "of the training"
+        print(f"--augment changes the images, so all of VGG16 runs in every epoch {which}")
     stopped = train(trained, data, labels, epochs=args.epochs, augment=augment, **common)
 
     # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
@@ -933,8 +934,6 @@ def main():
     # learning rate, would destroy what VGG16 knows.
     if args.unfreeze and not stopped and math.isfinite(history.history["val_loss"][-1]):
         print(f"{demo}From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
-        if args.augment:
-            print("--augment changes the images, so all of VGG16 runs in every epoch")
         for layer in model.layers[thawed:19]:
             layer.trainable = True
         steps = args.fine_tune_epochs * math.ceil(len(x_train) / args.batch_size)

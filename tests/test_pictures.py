@@ -318,6 +318,7 @@ def test_figure(files, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["vgg16_cifar10.keras"], "a .keras file is a model: give it with --model"),
         (["--figure", "a.png"], "--figure draws pictures: name some"),
         (["a.png", "--figure", "a.jpg", "b.png"], "argument --figure: a.jpg does not end in .png"),
         (["--data", "x.npz", "a.png"], "--data is what to evaluate on: leave it out"),
