@@ -294,7 +294,8 @@ def test_turned_picture_is_not_upright_without_its_exif(files, trained, tmp_path
 
 def test_broken_file_among_good_ones(files, trained, tmp_path):
     directory, _ = trained
-    (tmp_path / "broken.jpg").write_bytes((files / "06 upright.jpg").read_bytes()[:1000])
+    turned = (files / "07 turned.jpg").read_bytes()
+    (tmp_path / "broken.jpg").write_bytes(turned[: len(turned) // 2])
     (tmp_path / "text.png").write_text("no picture")
     good = [files / "01 plain.png", files / "02 large.png"]
     arguments = [good[0], tmp_path / "broken.jpg", tmp_path / "text.png", "no such.jpg", good[1]]
