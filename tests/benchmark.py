@@ -37,6 +37,7 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--image-size": "48"},
     {"--unfreeze": "2"},
     {"--image-size": "64", "--fine-tune-epochs": "4"},
+    {"--image-size": "80", "--fine-tune-epochs": "3"},
 ]
 
 MATMUL = """
@@ -212,14 +213,18 @@ def plot_ladder(results, path):
     """Draw the validation accuracy of each rung over time into `path`."""
     import matplotlib.pyplot as plt
 
-    plt.figure(figsize=(8, 5))
+    _, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, rung in results.items():
         seconds, accuracy = zip(*rung["runs"][0]["curve"], strict=True)
-        plt.plot(seconds, accuracy, ".-", label=name)
-    plt.xscale("log")
-    plt.xlabel("Seconds since the start")
-    plt.ylabel("Validation accuracy")
-    plt.legend()
+        axis.plot([at / 60 for at in seconds], accuracy, ".-", label=name)
+    axis.set_xscale("log")
+    minutes = [1, 2, 5, 10, 20, 40]
+    axis.set_xticks(minutes, minutes)
+    axis.minorticks_off()
+    axis.set_xlabel("Minutes since the start")
+    axis.set_ylabel("Validation accuracy")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
     plt.savefig(path)
 
 
@@ -252,7 +257,17 @@ def climb(data, weights, rungs, path, work):
 
     results = {name: results[name] for name in names if name in results}
     plot_ladder(results, path.with_suffix(".png"))
-    rows = [["rung", "test accuracy", "lowest-highest", "seconds", "TFLOP", "matmul GFLOP/s"]]
+    rows = [
+        [
+            "rung",
+            "test accuracy",
+            "lowest-highest",
+            "seconds",
+            "TFLOP",
+            "peak GB",
+            "matmul GFLOP/s",
+        ]
+    ]
     for name, rung in results.items():
         accuracies = [result["accuracy"] for result in rung["runs"]]
         row = [name if name.startswith("the") else f"`{name}`"]
@@ -260,7 +275,8 @@ def climb(data, weights, rungs, path, work):
         spread = f"{min(accuracies):.4f}-{max(accuracies):.4f}"
         row += [spread if len(accuracies) > 1 else "one seed"]
         row += [f"{rung['runs'][0]['seconds']:.0f}", f"{rung['operations'] / 1e12:.0f}"]
-        rows.append([*row, f"{rung['matmul']:.0f}"])
+        row += [f"{rung['runs'][0]['peak']:.1f}", f"{rung['matmul']:.0f}"]
+        rows.append(row)
     return table(rows)
 
 
