@@ -37,7 +37,6 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--image-size": "48"},
     {"--unfreeze": "2"},
     {"--image-size": "64", "--fine-tune-epochs": "4"},
-    {"--image-size": "80", "--fine-tune-epochs": "3"},
 ]
 
 MATMUL = """
