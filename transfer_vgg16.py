@@ -795,7 +795,7 @@ def plot_images(images, captions, colors, path, title=""):
         axis.axis("off")
     for axis, image, caption, color in zip(axes.flat, images, captions, colors, strict=False):
         axis.imshow(image)
-        axis.set_title(caption, color=color, fontsize=12, parse_math=False)
+        axis.set_title(caption, color=color, fontsize=14, parse_math=False)
     with replacing(path) as part:
         plt.savefig(part)
 
