@@ -785,7 +785,7 @@ def drawable(names):
 def plot_images(images, captions, colors, path, title=""):
     """Draw up to 25 of `images` in a grid, each under its caption, into the file `path`."""
     count = min(len(images), 25)
-    columns = math.ceil(math.sqrt(count))
+    columns = min(count, 5)
     rows = math.ceil(count / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 2.5 * rows), squeeze=False, layout="constrained"
@@ -990,19 +990,15 @@ def main():
         plt.show()
 
 
-def start(main):
+def start(main, strategy=None):
     """Run `main` with safe console output and a network time-out; Ctrl-C ends with status 130.
 
-    Where TensorFlow sees several GPUs, they share each batch.
-    Source: https://keras.io/guides/distributed_training_with_tensorflow/
+    With a tf.distribute.Strategy, `main` runs in its scope.
     """
     sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
     socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
-    strategy = tf.distribute.get_strategy()
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        strategy = tf.distribute.MirroredStrategy()
     try:
-        with strategy.scope():
+        with strategy.scope() if strategy else contextlib.nullcontext():
             main()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -1010,4 +1006,6 @@ def start(main):
 
 
 if __name__ == "__main__":
-    start(main)
+    # Several GPUs share each batch: https://keras.io/guides/distributed_training_with_tensorflow/
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    start(main, tf.distribute.MirroredStrategy() if several else None)
