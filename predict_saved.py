@@ -165,12 +165,14 @@ def name_pictures(model, names, paths, figure):
     files, pictures, complete = read_pictures(paths, model.input_shape[1])
     if files:
         preds = model.predict(batches(pictures, batch_size=images_at_once(model)), verbose=0)
-        captions, short = [], drawable(names)
-        for file, shares in zip(files, preds, strict=True):
-            best = np.argsort(shares)[::-1][:3]
-            print(f"{file}: " + ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best))
-            captions.append("\n".join(f"{short[i]} {shares[i]:.1%}" for i in best))
+
+        def answers(names):
+            return [[f"{names[i]} {p[i]:.1%}" for i in np.argsort(p)[::-1][:3]] for p in preds]
+
+        for file, answer in zip(files, answers(names), strict=True):
+            print(f"{file}: {', '.join(answer)}")
         if figure:
+            captions = ["\n".join(answer) for answer in answers(drawable(names))]
             plot_images(pictures, captions, ["black"] * len(captions), figure)
     if not complete:
         raise SystemExit(2)

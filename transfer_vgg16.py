@@ -865,8 +865,7 @@ def main():
     y_val, y_train = y_train[:idx], y_train[idx:]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
-    inputs = keras.Input(x_train.shape[1:])
-    x = inputs
+    x = keras.Input(x_train.shape[1:])
     if args.image_size != x.shape[1]:
         x = keras.ops.image.resize(x, (args.image_size, args.image_size))
     if args.preprocess:  # in the model, so that the saved one takes plain images all the same
