@@ -106,13 +106,14 @@ def first_line(error):
     return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
 
 
-def whole_number(low, high=math.inf):
+def whole_number(low, high=2**31 - 1):
     """Return an argparse type that takes an int from `low` to `high`, both included."""
 
     def parse(text):
         if not text.isdecimal() or not low <= int(text) <= high:
-            limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {low} to {high}"
+            )
         return int(text)
 
     return parse
@@ -155,7 +156,8 @@ def parse_arguments():
         "--epochs",
         type=whole_number(1),
         default=10,
-        help="Go through the training images this many times (%(default)s).",
+        help="Go through the training images this many times, before any fine-tuning "
+        "(%(default)s).",
     )
     add(
         "--batch-size",
@@ -216,8 +218,8 @@ def parse_arguments():
         "--fine-tune-learning-rate",
         type=positive_number,
         metavar="X",
-        help="Fine-tune with steps that grow to this size, then shrink to 0 (a tenth of the "
-        "head's).",
+        help="Fine-tune with steps that grow to this size, then shrink to 0 (0.3 times the "
+        "--learning-rate).",
     )
     add(
         "--augment",
@@ -274,7 +276,7 @@ def parse_arguments():
     default = get_optimizer(args.optimizer).get_config()["learning_rate"]
     args.learning_rate = args.learning_rate or default
     args.fine_tune_epochs = args.fine_tune_epochs or 3
-    args.fine_tune_learning_rate = args.fine_tune_learning_rate or args.learning_rate / 10
+    args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
     return args
 
 
@@ -613,15 +615,14 @@ def run_once(model, arrays, name):
     if need > free:
         fail(
             f"the features of {count:,} images need {need:.1f} GB of memory, and {free:.1f} are "
-            "free: choose a smaller --image-size, fewer blocks to --unfreeze, or --end-to-end"
+            "free: choose a smaller --image-size, or --end-to-end, which stores none"
         )
     print(f"{name} runs once over {count:,} images, for all epochs:")
     outputs = []
     for array in arrays:
         rows = batches(array, batch_size=images_at_once(model))
-        output = model.predict(rows, verbose=VERBOSE)
         with tf.device("CPU"):
-            outputs.append(tf.constant(output))
+            outputs.append(tf.constant(model.predict(rows, verbose=VERBOSE)))
     return outputs
 
 
@@ -637,8 +638,8 @@ def features_key(base, images):
     return digest.hexdigest()
 
 
-def extract_features(model, inputs, key, path):
-    """Return what the frozen `model` makes of each of `inputs`, float32 (n, ...).
+def extract_features(model, inputs, name, key, path):
+    """Return what the frozen `model`, called `name`, makes of each of `inputs`, float32 (n, ...).
 
     It is kept in the .npz file `path`, and taken from there where `key` is the same.
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
@@ -652,12 +653,12 @@ def extract_features(model, inputs, key, path):
                     count = sum(map(len, features))
                     print(f"The features of {count:,} images are taken from {path}")
                     return features
-                reason = "it was computed from other images or weights, or in another precision"
+                reason = "it was made with other images, weights or arguments"
         except Exception as error:  # zipfile, zlib and NumPy each have their own
             reason = f"it is damaged, or another program's ({first_line(error)})"
         print(f"{path} is not used: {reason}")
 
-    features = [np.asarray(tensor, "float32") for tensor in run_once(model, inputs, "VGG16")]
+    features = [np.asarray(tensor, "float32") for tensor in run_once(model, inputs, name)]
     with replacing(path) as part:
         np.savez(part, sha256=key, **dict(zip(names, features, strict=True)))
     return features
@@ -694,25 +695,24 @@ def print_demo_epoch(epoch, logs):
 
 
 def warm_up_and_decay(peak, steps):
-    """Return a learning rate that grows to `peak` in a tenth of the `steps`, then falls to 0.
+    """Return a learning rate that grows to `peak` in a tenth of the `steps`, then falls towards 0.
 
     It grows while the optimizer has no averages of the gradients yet, and falls along a cosine.
     Source: Loshchilov & Hutter, https://arxiv.org/abs/1608.03983
     """
     growing = math.ceil(steps / 10)
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - growing), warmup_target=peak, warmup_steps=growing
+        peak / growing, max(1, steps - growing), warmup_target=peak, warmup_steps=growing
     )
 
 
-def train(model, data, labels, *, epochs, batch_size, augment, callbacks, verbose):
+def train(model, data, labels, *, epochs, batch_size, augment, history, callbacks, verbose):
     """Fit `model` to `data` and `labels`, tuples of arrays to train, validate and test with.
 
-    `callbacks` begins with a History, which this goes on with. Return whether Ctrl-C stopped it.
+    It goes on with the keras.callbacks.History `history`. Return whether Ctrl-C stopped it.
     Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
     """
-    history = callbacks[0].history
-    done = len(history.get("loss", []))
+    done = len(history.history.get("loss", []))
     try:
         model.fit(
             batches(data[0], labels[0], batch_size=batch_size, shuffle=True, augment=augment),
@@ -720,11 +720,11 @@ def train(model, data, labels, *, epochs, batch_size, augment, callbacks, verbos
             initial_epoch=done,
             epochs=done + epochs,
             shuffle=False,  # batches() has shuffled
-            callbacks=[*callbacks, keras.callbacks.TerminateOnNaN()],
+            callbacks=[*callbacks, history, keras.callbacks.TerminateOnNaN()],
             verbose=verbose,
         )
     except KeyboardInterrupt:
-        if not history:
+        if not history.history:
             raise
         return True
     return False
@@ -827,7 +827,7 @@ def plot_confusion_matrix(predicted, labels, names, path, title):
     for row, total in enumerate(counts.sum(axis=1)):
         share = f"{counts[row, row] / total:.0%}" if total else "-"
         axis.text(len(names) - 0.3, row, share, va="center", fontsize=12)
-    axis.text(len(names) - 0.3, -0.7, "recall")
+    axis.text(len(names) - 0.3, -0.55, "recall", va="bottom")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
     axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set_xlabel("Predicted class")
@@ -845,10 +845,8 @@ def main():
         demo, verbose = "demo: ", 0
         args.output_dir /= "demo"
     check_output_dir(args.output_dir)
-    if args.weights and not args.data:
-        # A bad file ends the run here, not after a download.
-        load_vgg16(keras.Input((32, 32, 3)), args.weights)
-        keras.utils.clear_session()
+    if args.weights:  # a bad file ends the run here, not after a download or many photos
+        load_vgg16(keras.Input((32, 32, 3), name="unused"), args.weights)
     keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
@@ -904,24 +902,25 @@ def main():
     thawed = BLOCKS[args.unfreeze]  # the first layer that is fine-tuned
     trained, data, below = model, images, images
     if not args.end_to_end and (args.unfreeze or not args.augment):
-        rest = vgg16
+        rest, name = vgg16, "VGG16"
         if 0 < args.unfreeze < 5 and not args.augment:
             frozen = keras.Model(model.input, model.layers[thawed - 1].output)
             below = run_once(frozen, images, f"VGG16 up to block {5 - args.unfreeze}")
-            rest = part_of(model, thawed, 19)
+            rest, name = part_of(model, thawed, 19), f"VGG16 from block {6 - args.unfreeze} up"
         key = features_key(vgg16, images)
-        data = extract_features(rest, below, key, args.output_dir / "vgg16_features.npz")
+        data = extract_features(rest, below, name, key, args.output_dir / "vgg16_features.npz")
         trained = part_of(model, 19)
         # Several of its short steps in one call, which Keras cannot do on several devices
-        steps = 50 if tf.distribute.get_strategy().num_replicas_in_sync == 1 else 1
-        trained.compile(**settings, steps_per_execution=steps)
+        at_once = 50 if tf.distribute.get_strategy().num_replicas_in_sync == 1 else 1
+        trained.compile(**settings, steps_per_execution=at_once)
 
     # ===== fitを使ったモデルの訓練 / Train with fit
     history = keras.callbacks.History()
-    callbacks = [history, BestModel(model, args.output_dir / MODEL_FILE, names)]
+    callbacks = [BestModel(model, args.output_dir / MODEL_FILE, names)]
     if args.demo:
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
-    common = {"batch_size": args.batch_size, "callbacks": callbacks, "verbose": verbose}
+    common = {"batch_size": args.batch_size, "verbose": verbose}
+    common |= {"history": history, "callbacks": callbacks}
     augment = args.augment and not args.unfreeze
     if args.augment:
         which = "of the fine-tuning" if args.unfreeze else "of the training"
@@ -929,8 +928,8 @@ def main():
     stopped = train(trained, data, labels, epochs=args.epochs, augment=augment, **common)
 
     # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
-    # Only now, and in small steps: the large gradients of a head that knows nothing, or of a high
-    # learning rate, would destroy what VGG16 knows.
+    # The head came first, for the reason given above; the rate is low because large steps would
+    # destroy what VGG16 learned, too.
     if args.unfreeze and not stopped and math.isfinite(history.history["val_loss"][-1]):
         print(f"{demo}From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
         for layer in model.layers[thawed:19]:

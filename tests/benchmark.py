@@ -32,11 +32,13 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {},
     {"--precision": "mixed_bfloat16"},
     {"--preprocess": ""},
-    {"--optimizer": "adam", "--batch-size": "128"},
+    {"--optimizer": "adam"},
+    {"--batch-size": "128"},
     {"--unfreeze": "1"},
     {"--image-size": "48"},
     {"--unfreeze": "2"},
-    {"--image-size": "64", "--fine-tune-epochs": "4"},
+    {"--image-size": "64"},
+    {"--image-size": "80"},
 ]
 
 MATMUL = """
@@ -99,7 +101,7 @@ def run(command, directory):
         history = list(csv.DictReader(file))
     result = {
         "seconds": seconds,
-        "peak": usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
+        "peak": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
         "val_loss": float(history[-1]["val_loss"]),
         "val_accuracy": float(history[-1]["val_accuracy"]),
         "loss": float(loss),
@@ -188,7 +190,8 @@ def count_operations(flags, train, val, test):
     """Return the floating-point operations of a run on so many images, 2 for a multiply-add.
 
     A step of the training counts thrice its forward pass: the gradients of the activations and of
-    the weights cost one each. Only convolutions and dense layers count.
+    the weights cost one each. After it, the test images are evaluated and predicted. Only
+    convolutions and dense layers count.
     """
     import keras
 
@@ -203,7 +206,7 @@ def count_operations(flags, train, val, test):
     once = (train + val + test) * sum(blocks)
     epochs = 10 * (3 * train + val) * head
     if unfreeze:
-        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + test
+        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + 2 * test
         epochs += fine * (sum(blocks[5 - unfreeze :]) + head)
     return once + epochs
 

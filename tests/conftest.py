@@ -68,6 +68,11 @@ def read_history(directory):
         return [{key: float(row[key]) for key in row} for row in csv.DictReader(file)]
 
 
+def read_figures(directory):
+    """Return history.csv as an array (epochs, 4): accuracy, loss, val_accuracy, val_loss."""
+    return np.array([list(row.values())[1:] for row in read_history(directory)])
+
+
 def read_result(stdout):
     """Return the [loss, accuracy] that a script printed."""
     return [float(x) for x in re.search(r"^\[(\S+), (\S+)\]$", stdout, re.MULTILINE).groups()]

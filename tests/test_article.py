@@ -7,7 +7,16 @@ import keras
 import numpy as np
 import pytest
 from benchmark import save_part
-from conftest import ARTICLE, PREDICT, TRANSFER, WRITTEN, read_history, read_result, run
+from conftest import (
+    ARTICLE,
+    PREDICT,
+    TRANSFER,
+    WRITTEN,
+    read_figures,
+    read_history,
+    read_result,
+    run,
+)
 from PIL import Image
 
 # Measured with tests/article.py on a JPEG copy of CIFAR-10, seed 0:
@@ -28,11 +37,6 @@ FULL_RESULT = (1.3704, 0.5274)
 JPEG_COPY_SHA256 = "5aaf8a2cf2e577ff4dbb15e4f368840fab5aca1812bcc69682005f8dc661d466"  # of x_train
 NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
 NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
-KEYS = ["accuracy", "loss", "val_accuracy", "val_loss"]
-
-
-def values(history):
-    return np.array([[row[key] for key in KEYS] for row in history])
 
 
 def test_parameter_counts(finished):
@@ -49,12 +53,12 @@ def test_files(finished):
 
 def test_epochs_are_printed_and_kept(finished):
     directory, stdout = finished
-    history = read_history(directory)
+    figures = read_figures(directory)
     printed = re.findall(
         r"accuracy: (\S+) - loss: (\S+) - val_accuracy: (\S+) - val_loss: (\S+)$", stdout, re.M
     )
-    assert len(history) == len(printed) == 3
-    np.testing.assert_allclose(np.array(printed, float), values(history), atol=5.1e-5)
+    assert len(figures) == len(printed) == 3
+    np.testing.assert_allclose(np.array(printed, float), figures, atol=5.1e-5)
 
 
 @pytest.mark.parametrize("name", ["loss.png", "accuracy.png"])
@@ -135,7 +139,7 @@ def article(subset, weights, tmp_path_factory):
 
 def test_digits_are_those_of_the_plain_code(finished, article):
     np.testing.assert_allclose(
-        values(read_history(finished[0])), values(read_history(article[0])), rtol=0, atol=1e-4
+        read_figures(finished[0]), read_figures(article[0]), rtol=0, atol=1e-4
     )
     assert read_result(finished[1]) == pytest.approx(read_result(article[1]), abs=1e-4)
 
@@ -144,9 +148,7 @@ def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3, "--end-to-end"]
     stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
-    np.testing.assert_allclose(
-        values(read_history(tmp_path)), values(read_history(article[0])), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(read_figures(tmp_path), read_figures(article[0]), rtol=0, atol=1e-4)
     assert read_result(stdout) == pytest.approx(read_result(article[1]), abs=1e-4)
     assert not (tmp_path / "vgg16_features.npz").exists()
 
@@ -221,7 +223,7 @@ def test_the_whole_job(cifar10, weights, tmp_path):
     data = save_part(tmp_path / "cifar10.npz", cifar10, 50000, 10000)
     stdout, stderr = run(TRANSFER, "--data", data, "--weights", weights, cwd=tmp_path)
     assert stderr == ""
-    np.testing.assert_allclose(values(read_history(tmp_path)), FULL_HISTORY, rtol=0, atol=0.01)
+    np.testing.assert_allclose(read_figures(tmp_path), FULL_HISTORY, rtol=0, atol=0.01)
     assert read_result(stdout) == pytest.approx(FULL_RESULT, abs=0.015)
 
     stdout, _ = run(PREDICT, "--data", data, cwd=tmp_path)

@@ -79,15 +79,18 @@ def change_precision(arguments, tmp_path):
     return [*arguments, "--precision", "mixed_bfloat16"]
 
 
-@pytest.mark.parametrize("change", [change_image, change_weight, change_precision])
+def change_preprocessing(arguments, tmp_path):
+    return [*arguments, "--preprocess"]
+
+
+@pytest.mark.parametrize(
+    "change", [change_image, change_weight, change_precision, change_preprocessing]
+)
 def test_old_features_are_never_served(change, again, tmp_path):
     directory, arguments = again
     arguments = change(arguments, tmp_path)
     stdout, _ = run(TRANSFER, *arguments, cwd=directory)
-    assert (
-        NOT_USED + "it was computed from other images or weights, or in another precision"
-        in stdout
-    )
+    assert NOT_USED + "it was made with other images, weights or arguments" in stdout
     assert COMPUTED in stdout
     assert read_history(directory) == run_fresh(tmp_path, arguments)
     assert TAKEN in run(TRANSFER, *arguments, cwd=directory)[0]

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from benchmark import LADDER, count_operations
-from conftest import PREDICT, ROOT, TRANSFER, read_history, read_result, run
+from conftest import PREDICT, ROOT, TRANSFER, read_figures, read_history, read_result, run
 from PIL import Image
 from test_first_run import check_error, save_weights, write_data
 
 FLAGS = ["--preprocess", "--optimizer", "adam", "--epochs", 2, "--fine-tune-epochs", 2]
-
-
-def numbers(directory):
-    return np.array([list(row.values()) for row in read_history(directory)])
 
 
 # ----- what VGG16 is given
@@ -78,7 +74,7 @@ def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, w
         arguments = ["--data", handful, "--weights", weights, "--unfreeze", blocks, *flags]
         stdout, stderr = run(TRANSFER, *arguments, *FLAGS, cwd=tmp_path)
         assert stderr == ""
-        histories.append(numbers(tmp_path))
+        histories.append(read_figures(tmp_path))
         results.append(read_result(stdout))
         models.append(keras.models.load_model(tmp_path / "vgg16_cifar10.keras"))
     assert len(histories[0]) == 4
@@ -92,8 +88,21 @@ def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, w
         if original.weights:
             same = np.array_equal(layer.kernel, original.kernel)
             assert same == (int(layer.name[5]) <= 5 - blocks), layer.name
-    for ours, theirs in zip(models[0].weights, models[1].weights, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+            moved = np.linalg.norm(layer.kernel - original.kernel)
+            theirs = models[1].get_layer(layer.name).kernel
+            assert np.linalg.norm(layer.kernel - theirs) <= 0.1 * moved, layer.name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "ftrl"])
+def test_one_step_of_fine_tuning(optimizer, handful, weights, tmp_path):
+    """The very first step already has a learning rate: it changes the thawed block."""
+    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, "--batch-size", 160]
+    arguments += ["--optimizer", optimizer, "--epochs", 1, "--fine-tune-epochs", 1]
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path)
+    assert stderr == ""
+    assert np.isfinite(read_result(stdout)).all()
+    first, second = read_history(tmp_path)
+    assert second["val_loss"] != first["val_loss"]
 
 
 def test_fine_tuning_warms_up_and_decays(handful, weights, tmp_path):
@@ -104,9 +113,8 @@ def test_fine_tuning_warms_up_and_decays(handful, weights, tmp_path):
         model.optimizer.get_config()["learning_rate"]
     )
     rates = [float(schedule(step)) for step in range(11)]  # 160 images, 32 a step, 2 epochs
-    assert rates[0] == 0
-    assert rates[1] == max(rates) == pytest.approx(3e-5)
-    assert sorted(rates[1:], reverse=True) == rates[1:]
+    assert rates[0] == max(rates) == pytest.approx(3e-5)
+    assert sorted(rates, reverse=True) == rates
     assert rates[10] == pytest.approx(0, abs=1e-12)
 
 
@@ -136,7 +144,8 @@ def test_features_that_do_not_fit(tmp_path):
     data = write_data(tmp_path / "data.npz", x_train=images, y_train=labels)
     weights = save_weights(tmp_path / "vgg16.weights.h5")
     arguments = ["--data", data, "--weights", weights, "--image-size", 224, "--unfreeze", 4]
-    _, stderr = run(TRANSFER, *arguments, "--output-dir", "out", cwd=tmp_path, status=2)
+    stdout, stderr = run(TRANSFER, *arguments, "--output-dir", "out", cwd=tmp_path, status=2)
+    assert "runs once" not in stdout
     check_error(
         stderr, r"the features of 50,010 images need 321\.2 GB of memory, and .+ are free: .+"
     )
@@ -269,8 +278,9 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
     histories, results = [], []
     for devices in ("CPU:0", "CPU:0,CPU:1"):
         (tmp_path / devices).mkdir()
-        stdout, _ = run(program, devices, *arguments, *flags, cwd=tmp_path / devices)
-        histories.append(numbers(tmp_path / devices))
+        stdout, stderr = run(program, devices, *arguments, *flags, cwd=tmp_path / devices)
+        assert stderr == ""
+        histories.append(read_figures(tmp_path / devices))
         results.append(read_result(stdout))
     np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
     assert results[0] == pytest.approx(results[1], abs=1e-3)
@@ -279,9 +289,18 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
 # ----- the benchmark's count
 
 
-def test_operations_of_the_article():
-    """VGG16 once over 60,000 images at 32x32, 0.626 GFLOP each; the head is next to nothing."""
-    assert count_operations({}, 40000, 10000, 10000) == pytest.approx(60000 * 0.626e9, rel=0.02)
+@pytest.mark.parametrize(
+    ("flags", "block5_passes"), [({}, 0), ({"--unfreeze": "1", "--fine-tune-epochs": "2"}, 280)]
+)
+def test_operations(flags, block5_passes):
+    """VGG16 once over 60,000 images at 32x32, 0.626 GFLOP each; the head is next to nothing.
+
+    Two epochs of fine-tuning pass 40,000 images forth and back and 10,000 forth, twice over; at
+    the end, 10,000 are evaluated and predicted.
+    """
+    block5 = 3 * 2 * (3 * 3 * 512) * 512 * 2 * 2  # three convolutions, 2x2 pixels
+    expected = 60000 * 0.626e9 + block5_passes * 1000 * block5
+    assert count_operations(flags, 40000, 10000, 10000) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
