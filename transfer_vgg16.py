@@ -611,7 +611,8 @@ def run_once(model, arrays, name):
     """
     count, output = sum(map(len, arrays)), model.outputs[0]
     size = count * math.prod(output.shape[1:]) * tf.as_dtype(output.dtype).size
-    need, free = 2 * size / 1e9, psutil.virtual_memory().available / 1e9  # GB, for two copies
+    # Measured: while predict puts its batches together, it takes three times its result.
+    need, free = 3 * size / 1e9, psutil.virtual_memory().available / 1e9  # GB
     if need > free:
         fail(
             f"the features of {count:,} images need {need:.1f} GB of memory, and {free:.1f} are "

@@ -477,8 +477,12 @@ def test_such_kills_break_a_plain_checkpoint(handful, weights, tmp_path):
     assert not all(kill_at_random(ARTICLE, arguments, tmp_path) for _ in range(50))
 
 
-def test_ctrl_c_keeps_what_there_is(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 10000]
+@pytest.mark.parametrize(
+    "epochs",
+    [["--epochs", 10000], ["--epochs", 2, "--unfreeze", 1, "--fine-tune-epochs", 10000]],
+)
+def test_ctrl_c_keeps_what_there_is(epochs, handful, weights, tmp_path):
+    arguments = ["--data", handful, "--weights", weights, *epochs]
     process = start(TRANSFER, *arguments, cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("Epoch 4/"):
