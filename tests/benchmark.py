@@ -37,7 +37,6 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--unfreeze": "1"},
     {"--image-size": "48"},
     {"--unfreeze": "2"},
-    {"--image-size": "64"},
     {"--image-size": "80"},
 ]
 
