@@ -846,7 +846,9 @@ def main():
         demo, verbose = "demo: ", 0
         args.output_dir /= "demo"
     check_output_dir(args.output_dir)
-    if args.weights:  # a bad file ends the run here, not after a download or many photos
+    if args.weights:
+        # A bad file ends the run here, not after a download. The name leaves Keras's numbering of
+        # layers, which the stored features depend on, as it was.
         load_vgg16(keras.Input((32, 32, 3), name="unused"), args.weights)
     keras.utils.set_random_seed(args.seed)
 
