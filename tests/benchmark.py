@@ -258,17 +258,7 @@ def climb(data, weights, rungs, path, work):
 
     results = {name: results[name] for name in names if name in results}
     plot_ladder(results, path.with_suffix(".png"))
-    rows = [
-        [
-            "rung",
-            "test accuracy",
-            "lowest-highest",
-            "seconds",
-            "TFLOP",
-            "peak GB",
-            "matmul GFLOP/s",
-        ]
-    ]
+    rows = [["rung", "test accuracy", "lowest-highest", "seconds", "TFLOP", "matmul GFLOP/s"]]
     for name, rung in results.items():
         accuracies = [result["accuracy"] for result in rung["runs"]]
         row = [name if name.startswith("the") else f"`{name}`"]
@@ -276,7 +266,7 @@ def climb(data, weights, rungs, path, work):
         spread = f"{min(accuracies):.4f}-{max(accuracies):.4f}"
         row += [spread if len(accuracies) > 1 else "one seed"]
         row += [f"{rung['runs'][0]['seconds']:.0f}", f"{rung['operations'] / 1e12:.0f}"]
-        row += [f"{rung['runs'][0]['peak']:.1f}", f"{rung['matmul']:.0f}"]
+        row += [f"{rung['matmul']:.0f}"]
         rows.append(row)
     return table(rows)
 
