@@ -156,6 +156,7 @@ def parse_arguments():
         "--epochs",
         type=whole_number(1),
         default=10,
+        metavar="N",
         help="Go through the training images this many times, before any fine-tuning "
         "(%(default)s).",
     )
@@ -163,11 +164,13 @@ def parse_arguments():
         "--batch-size",
         type=whole_number(1),
         default=32,
+        metavar="N",
         help="Take this many images for each step of the training (%(default)s).",
     )
     add(
         "--learning-rate",
         type=positive_number,
+        metavar="X",
         help="Let the optimizer take steps of this size (0.0001 for sgd, Keras's default for "
         "others: 0.001 for adam).",
     )
@@ -175,6 +178,7 @@ def parse_arguments():
         "--seed",
         type=whole_number(0, 2**32 - 1),
         default=0,
+        metavar="N",
         help="Draw all random numbers from this seed, so that a second run on the same machine "
         "prints the same digits (%(default)s).",
     )
@@ -237,8 +241,8 @@ def parse_arguments():
         "--precision",
         choices=["float32", "mixed_bfloat16", "mixed_float16"],
         default="float32",
-        help="Let VGG16 compute in this Keras dtype policy; the head stays in float32 "
-        "(%(default)s).",
+        help="Let VGG16 compute in shorter numbers: faster where the processor has them; the head "
+        "stays in float32 (%(default)s).",
     )
     add = parser.add_argument_group("inputs and outputs").add_argument
     add(
@@ -252,8 +256,8 @@ def parse_arguments():
         type=Path,
         metavar="PATH",
         help="Instead of downloading CIFAR-10, read x_train, y_train, x_test and y_test from this "
-        ".npz file, or your own photos from this directory, which has a subdirectory for each "
-        "class, or train and test with such ones.",
+        ".npz file, or your own photos from this directory: PATH/CLASS/*.jpg, or "
+        "PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg.",
     )
     add(
         "--weights",
@@ -617,7 +621,7 @@ def run_once(model, arrays, name):
     if need > free:
         fail(
             f"the features of {count:,} images need {need:.1f} GB of memory, and {free:.1f} are "
-            "free: choose a smaller --image-size, or --end-to-end, which stores none"
+            "free: choose a smaller --image-size, or --end-to-end, which is many times slower"
         )
     print(f"{name} runs once over {count:,} images, for all epochs:")
     outputs, at_once = [], images_at_once(model)
@@ -663,8 +667,8 @@ def extract_features(model, inputs, name, key, path):
                     print(f"The features of {count:,} images are taken from {path}")
                     return features
                 reason = "it was made with other images, weights or arguments"
-        except Exception as error:  # zipfile, zlib and NumPy each have their own
-            reason = f"it is damaged, or another program's ({first_line(error)})"
+        except Exception:  # zipfile, zlib and NumPy each have their own
+            reason = "it is damaged, or another program's"
         print(f"{path} is not used: {reason}")
 
     features = [np.asarray(tensor, "float32") for tensor in run_once(model, inputs, name)]
@@ -829,7 +833,7 @@ def plot_confusion_matrix(predicted, labels, names, path, title):
     counts = tf.math.confusion_matrix(labels, predicted, len(names)).numpy()
     side = 2.5 + 0.7 * min(len(names), 30)
     _, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    axis.imshow(counts, cmap="Blues")
+    axis.imshow(counts, cmap="Blues", vmin=0)
     for (row, column), count in np.ndenumerate(counts) if len(names) <= 30 else ():
         color = "white" if count > counts.max() / 2 else "black"
         axis.text(column, row, count, ha="center", va="center", color=color, fontsize=12)
