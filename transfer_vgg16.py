@@ -628,12 +628,14 @@ def run_once(model, arrays, name):
     for array in arrays:
         steps, parts = math.ceil(len(array) / at_once), []
         progress = keras.utils.Progbar(steps, verbose=VERBOSE)
+        tick = keras.callbacks.LambdaCallback(
+            on_predict_batch_end=lambda batch, logs, progress=progress: progress.add(1)
+        )
         tenth = at_once * math.ceil(steps / 10)  # as predict needs thrice what it returns
         for start in range(0, len(array), tenth):
             rows = batches(array[start : start + tenth], batch_size=at_once)
             with tf.device("CPU"):
-                parts.append(tf.constant(model.predict(rows, verbose=0)))
-            progress.add(len(rows))
+                parts.append(tf.constant(model.predict(rows, callbacks=[tick], verbose=0)))
         with tf.device("CPU"):
             outputs.append(tf.concat(parts, 0))
     return outputs
