@@ -204,7 +204,7 @@ def make_no_test_photos(directory, cifar10):
 def test_bad_directory(make, sentence, cifar10, tmp_path):
     (tmp_path / "photos").mkdir()
     make(tmp_path / "photos", cifar10)
-    arguments = ["--data", "photos", "--weights", "unused.h5", "--output-dir", "out"]
+    arguments = ["--data", "photos", "--output-dir", "out"]
     _, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, rf"{sentence}.*")
     assert list((tmp_path / "out").iterdir()) == []
