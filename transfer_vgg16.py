@@ -634,8 +634,9 @@ def run_once(model, arrays, name):
         tenth = at_once * math.ceil(steps / 10)  # as predict needs thrice what it returns
         for start in range(0, len(array), tenth):
             rows = batches(array[start : start + tenth], batch_size=at_once)
+            part = model.predict(rows, callbacks=[tick], verbose=0)  # where there is a GPU, on it
             with tf.device("CPU"):
-                parts.append(tf.constant(model.predict(rows, callbacks=[tick], verbose=0)))
+                parts.append(tf.constant(part))
         with tf.device("CPU"):
             outputs.append(tf.concat(parts, 0))
     return outputs
@@ -860,9 +861,10 @@ def main():
         demo, verbose = "demo: ", 0
         args.output_dir /= "demo"
     check_output_dir(args.output_dir)
-    if args.weights:
-        # A bad file ends the run here, not after a download. The name leaves Keras's numbering of
-        # layers, which the stored features depend on, as it was.
+    photos = bool(args.data) and os.path.isdir(args.data)
+    if args.weights and (photos or not args.data):
+        # A bad file ends the run here, not after a download or many photos. The name leaves
+        # Keras's numbering of layers, which the stored features depend on, as it was.
         load_vgg16(keras.Input((32, 32, 3), name="unused"), args.weights)
     keras.utils.set_random_seed(args.seed)
 
@@ -870,7 +872,7 @@ def main():
     names = CLASSES
     if args.demo:
         (x_train, y_train), (x_test, y_test) = draw_demo_images()
-    elif args.data and os.path.isdir(args.data):
+    elif photos:
         (x_train, y_train), (x_test, y_test), names = load_photos(args.data, args.image_size)
     else:
         (x_train, y_train), (x_test, y_test) = load_cifar10(args.data)
@@ -936,8 +938,12 @@ def main():
     callbacks = [BestModel(model, args.output_dir / MODEL_FILE, names)]
     if args.demo:
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
-    common = {"batch_size": args.batch_size, "verbose": verbose}
-    common |= {"history": history, "callbacks": callbacks}
+    common = {
+        "batch_size": args.batch_size,
+        "history": history,
+        "callbacks": callbacks,
+        "verbose": verbose,
+    }
     augment = args.augment and not args.unfreeze
     if args.augment:
         which = "of the fine-tuning" if args.unfreeze else "of the training"

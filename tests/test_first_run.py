@@ -307,7 +307,7 @@ OBJECTS = np.array([Bomb()], dtype=object)
 )
 def test_bad_data(write, sentence, tmp_path):
     write(tmp_path / "data.npz")
-    arguments = ["--data", "data.npz", "--output-dir", "out"]
+    arguments = ["--data", "data.npz", "--weights", "unused.h5", "--output-dir", "out"]
     stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(stderr, rf"{sentence}.*")

@@ -91,6 +91,8 @@ def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, w
             moved = np.linalg.norm(layer.kernel - original.kernel)
             theirs = models[1].get_layer(layer.name).kernel
             assert np.linalg.norm(layer.kernel - theirs) <= 0.1 * moved, layer.name
+    for ours, theirs in zip(models[0].weights, models[1].weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "ftrl"])
