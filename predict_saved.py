@@ -5,78 +5,59 @@ python predict_saved.py                    evaluate vgg16_cifar10.keras of this 
 python predict_saved.py photo.jpg album    what is in a picture, and in those of a directory
 python predict_saved.py --figure answer.png photo.jpg
                                            the same, drawn
-python predict_saved.py --model DIR/vgg16_cifar10.keras --data cifar10.npz
+python predict_saved.py --model DIR/vgg16_cifar10.keras --data photos
+                                           evaluate on the photos that no training saw
 python predict_saved.py --help             all arguments
 """
 
-import argparse
+import contextlib
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
 
-from transfer_vgg16 import (
-    CLASSES,
-    MODEL_FILE,
-    VERBOSE,
-    Image,
-    batches,
-    drawable,
-    fail,
-    first_line,
-    images_at_once,
-    keras,
-    load_cifar10,
-    load_photos,
-    np,
-    plot_images,
-    print_prediction,
-    read_photo,
-    start,
-)
+import transfer_vgg16
 
 
-def parse_arguments():
-    """Return the arguments of the command line; end with status 2 where one is wrong."""
-    parser = argparse.ArgumentParser(
-        description="Evaluate the model that transfer_vgg16.py saved, or let it name pictures.",
-        usage="%(prog)s [ARGUMENTS] [IMAGE ...]",
-    )
-    parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
-    parser.add_argument(
-        "images",
-        type=Path,
-        nargs="*",
-        metavar="IMAGE",
-        help="Name the three likeliest classes of this picture, or of those in this directory, "
-        "instead of evaluating the model.",
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=Path(MODEL_FILE),
-        metavar="FILE.keras",
-        help="Load the model from this file (%(default)s).",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="Evaluate on the test images of this .npz file or directory, which transfer_vgg16.py "
-        "takes as well, instead of downloading CIFAR-10.",
-    )
-    parser.add_argument(
-        "--figure",
-        type=Path,
-        metavar="FILE.png",
-        help="Draw the first 25 pictures with their classes into this file.",
-    )
-    args = parser.parse_intermixed_args()
+@transfer_vgg16.guarded
+def main(argv=None):
+    """Name what is in the pictures that were given, or evaluate the saved model."""
+    args = parse_arguments(argv or [])
+    transfer_vgg16.import_libraries()
+    model, class_names = load_model(args.model)
+    if args.images:
+        return name_pictures(model, class_names, args.images, args.figure)
+    x_test, y_test = load_test_data(args, model, class_names)
+
+    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    verbose, at_once = transfer_vgg16.verbosity(), transfer_vgg16.images_at_once(model)
+    test = transfer_vgg16.batches(x_test, y_test, batch_size=at_once)
+    print(model.evaluate(test, verbose=verbose))
+
+    # ===== predictを使って予測結果を表示 / Predict the test images
+    preds = model.predict(transfer_vgg16.batches(x_test, batch_size=at_once), verbose=verbose)
+    transfer_vgg16.print_recalls(preds, y_test, class_names)
+    transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
+    return 0
+
+
+def parse_arguments(argv):
+    """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
+    parser = transfer_vgg16.make_parser("predict_saved.py", __doc__.split("\n")[0])
+    path, model = transfer_vgg16.path, Path(transfer_vgg16.MODEL_FILE)
+    add = parser.add_argument
+    add("images", type=path, nargs="*", help="name the classes of these pictures or directories")
+    add("--model", type=path, default=model, help="the file of the model (%(default)s)")
+    add("--data", type=path, help="test on cifar10.npz or a directory (CIFAR-10, downloaded)")
+    add("--all", action="store_true", help="test on all photos of --data, which are new to it")
+    add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
+    args = parser.parse_intermixed_args(argv)
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
     if any(path.suffix == ".keras" for path in args.images):
         parser.error("a .keras file is a model: give it with --model")
+    if args.all and not (args.data and args.data.is_dir()):
+        parser.error("--all is for a directory of photos: give it with --data")
     if args.figure and not args.images:
         parser.error("--figure draws pictures: name some")
     if args.figure and args.figure.suffix.lower() != ".png":
@@ -91,110 +72,122 @@ def load_model(path):
     Errors: status 2 where `path` is not such a file. Keras's safe mode stays on, so that no code
     in the file is run.
     """
-    if not path.is_file():
+    fail, keras = transfer_vgg16.fail, transfer_vgg16.keras
+    if path.is_dir():
+        fail(f"{path} is a directory: give --model the .keras file in it")
+    if not path.exists():
         fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model another file")
     try:
         model = keras.models.load_model(path)
-        with zipfile.ZipFile(path) as archive:  # the article's own code leaves it no comment
-            names = json.loads(archive.comment) if archive.comment else CLASSES
+        class_names = read_class_names(path)
         size = model.input_shape[1]
         ours = model.input_shape == (None, size, size, 3)
-        ours = ours and model.output_shape == (None, len(names))
         ours = ours and "block5_pool" in [layer.name for layer in model.layers]
+        ours = ours and getattr(model, "loss", None) == "sparse_categorical_crossentropy"
     except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
+        line, version = transfer_vgg16.first_line(error), read_keras_version(path)
+        if version not in (None, keras.__version__):
+            fail(
+                f"{path} was saved by Keras {version}, and this is Keras {keras.__version__}, "
+                f"which cannot load it ({line}): install the other one, or train again"
+            )
         fail(
-            f"{path} is not a model that transfer_vgg16.py saved, or it is damaged "
-            f"({first_line(error)}): run transfer_vgg16.py again"
+            f"{path} is not a model that transfer_vgg16.py saved, or it is damaged ({line}): run "
+            "transfer_vgg16.py again"
         )
-    if not ours or getattr(model, "loss", None) != "sparse_categorical_crossentropy":
+    if not ours:
         fail(
             f"{path} is not a model that transfer_vgg16.py saved: give --model the path of its "
-            f"{MODEL_FILE}"
+            f"{transfer_vgg16.MODEL_FILE}"
         )
-    return model, names
-
-
-def load_test_data(data, size, names):
-    """Return the test images and labels of `data`, or of CIFAR-10, for a model of such classes."""
-    if data and os.path.isdir(data):
-        test, found = load_photos(data, size, parts=["test"])
-        if found != names:
-            fail(f"the model knows {', '.join(names)}, but {data} has {', '.join(found)}")
-        return test
-    if names != CLASSES:
+    if class_names is None and model.input_shape[1:] + model.output_shape[1:] == (32, 32, 3, 10):
+        print(f"{path} names no classes: they are taken to be CIFAR-10's, as in the article")
+        class_names = transfer_vgg16.CLASS_NAMES
+    if class_names is None or model.output_shape != (None, len(class_names)):
         fail(
-            f"the model knows {', '.join(names)}, not CIFAR-10's classes: give it pictures, or "
-            "--data with the directory that it was trained on"
+            f"{path} does not have the names of its classes, which are lost where a program saves "
+            "the model again: give --model the file that transfer_vgg16.py wrote"
         )
-    return load_cifar10(data)[1]
+    return model, class_names
 
 
-def read_pictures(paths, size):
-    """Return the pictures among `paths` and in the directories among them, and whether all are.
+def read_class_names(path):
+    """Return the class names that transfer_vgg16.py added to the .keras file `path`, or None."""
+    with zipfile.ZipFile(path) as archive:
+        if "class_names.json" in archive.namelist():
+            return json.loads(archive.read("class_names.json"))
+        return json.loads(archive.comment) if archive.comment else None  # where they once were
 
-    They come as a list of paths and an array (n, size, size, 3). Any other file is named in a line
-    of its own.
+
+def read_keras_version(path):
+    """Return the version of Keras that saved the file `path`, or None."""
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("metadata.json"))["keras_version"]
+    return None
+
+
+def load_test_data(args, model, class_names):
+    """Return the images and labels to evaluate on, of args.data or of CIFAR-10.
+
+    Images: uint8 RGB (n, size, size, 3); labels: integers (n, 1), as in `class_names`.
+    Errors: status 2 where the model knows other classes.
     """
-    files, pictures, complete = [], [], True
-    kinds = Image.registered_extensions().items()
-    known = {end for end, kind in kinds if Image.MIME.get(kind, "").startswith("image/")}
+    fail, known = transfer_vgg16.fail, ", ".join(class_names)
+    if args.data and args.data.is_dir():
+        parts, found = transfer_vgg16.find_photos(args.data)
+        if not set(found) <= set(class_names):
+            fail(f"the model knows {known}, but {args.data} has {', '.join(found)}")
+        files = list(dict.fromkeys(sum(parts.values(), []))) if args.all else parts["test"]
+        files = [(path, class_names.index(found[label])) for path, label in files]
+        if not files:
+            fail(f"{args.data} has no photos to test with: --all takes all of them")
+        images, labels, _ = transfer_vgg16.read_photos(files, model.input_shape[1])
+        return images, labels
+    if class_names != transfer_vgg16.CLASS_NAMES:
+        fail(
+            f"the model knows {known}, not CIFAR-10's classes: give it pictures, or --data with "
+            "a directory of such photos"
+        )
+    if not args.data and not transfer_vgg16.download_cifar10():
+        fail(f"CIFAR-10 could not be downloaded, as said above. {transfer_vgg16.NO_NETWORK}")
+    return transfer_vgg16.load_cifar10(args.data)[1]
+
+
+def list_pictures(paths):
+    """Return the files that `paths` name: a file, the pictures of a directory, or a pattern."""
+    files = []
     for path in paths:
-        inside = [path]
-        if os.path.isdir(path):
-            names = sorted(os.listdir(path)) if os.access(path, os.R_OK) else []
-            inside = [path / name for name in names if Path(name).suffix.lower() in known]
-            inside = [file for file in inside if not file.name.startswith(".")]
-            if not inside:
-                print(f"error: {path} has no readable pictures in it", file=sys.stderr)
-                complete = False
-        for file in inside:
-            try:
-                pictures.append(read_photo(file, size))
-                files.append(file)
-            except Exception as error:  # Pillow has other ones for each format
-                print(f"error: {file} is skipped: {first_line(error)}", file=sys.stderr)
-                complete = False
-    return files, np.array(pictures), complete
+        if path.is_dir():
+            pictures, _, others = transfer_vgg16.find_pictures(path)
+            print(f"{path}: {len(pictures):,} pictures, {others:,} other files")
+            files += pictures
+        elif "*" in path.name and not path.exists():  # a Windows prompt does not expand it
+            files += sorted(path.parent.glob(path.name)) or [path]
+        else:
+            files.append(path)
+    return files
 
 
-def name_pictures(model, names, paths, figure):
+def name_pictures(model, class_names, paths, figure):
     """Print the three likeliest classes of each picture; draw them into the file `figure`, if any.
 
-    Errors: status 2, after all the others are answered, where a path is no picture.
+    Return the exit status: 2, after all others are answered, where a file is no picture.
     """
-    files, pictures, complete = read_pictures(paths, model.input_shape[1])
-    if files:
-        preds = model.predict(batches(pictures, batch_size=images_at_once(model)), verbose=0)
-
-        def answers(names):
-            return [[f"{names[i]} {p[i]:.1%}" for i in np.argsort(p)[::-1][:3]] for p in preds]
-
-        for file, answer in zip(files, answers(names), strict=True):
-            print(f"{file}: {', '.join(answer)}")
-        if figure:
-            captions = ["\n".join(answer) for answer in answers(drawable(names))]
-            plot_images(pictures, captions, ["black"] * len(captions), figure)
-    if not complete:
-        raise SystemExit(2)
-
-
-def main():
-    """Name what is in the pictures that were given, or evaluate the saved model."""
-    args = parse_arguments()
-    model, names = load_model(args.model)
-    if args.images:
-        name_pictures(model, names, args.images, args.figure)
-        return
-    x_test, y_test = load_test_data(args.data, model.input_shape[1], names)
-
-    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    test = batches(x_test, y_test, batch_size=images_at_once(model))
-    print(model.evaluate(test, verbose=VERBOSE))
-
-    # ===== predictを使って予測結果を表示 / Predict the first test image
-    preds = model.predict(batches(x_test[:1], batch_size=1), verbose=VERBOSE)
-    print_prediction(preds[0], y_test[0], names)
+    files = list_pictures(paths)
+    rows = [(path, row) for row, path in enumerate(files)]
+    images, rows, skipped = transfer_vgg16.read_photos(rows, model.input_shape[1])
+    if len(images) == 0:
+        transfer_vgg16.fail("there is no picture to name: give the paths of some")
+    at_once = transfer_vgg16.images_at_once(model)
+    preds = model.predict(transfer_vgg16.batches(images, batch_size=at_once), verbose=0)
+    for row, probabilities in zip(rows[:, 0], preds, strict=True):
+        answer = ", ".join(transfer_vgg16.likeliest(probabilities, class_names))
+        print(f"{files[row]}: {answer}")
+    if figure:
+        names = transfer_vgg16.drawable(class_names)
+        transfer_vgg16.plot_predictions(images, preds, names, figure)
+    return 2 if skipped else 0
 
 
 if __name__ == "__main__":
-    start(main)
+    sys.exit(main(sys.argv[1:]))

