@@ -44,8 +44,8 @@ def main(argv=None):
 def parse_arguments(argv):
     """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
     parser = transfer_vgg16.make_parser("predict_saved.py", __doc__.split("\n")[0])
-    path, model = transfer_vgg16.path, Path(transfer_vgg16.MODEL_FILE)
-    add = parser.add_argument
+    add, path = parser.add_argument, transfer_vgg16.parse_path
+    model = Path(transfer_vgg16.MODEL_FILE)
     add("images", type=path, nargs="*", help="name the classes of these pictures or directories")
     add("--model", type=path, default=model, help="the file of the model (%(default)s)")
     add("--data", type=path, help="test on cifar10.npz or a directory (CIFAR-10, downloaded)")

@@ -69,8 +69,13 @@ DEMO_CLASS_NAMES = [
     "cyan",
 ]
 MODEL_FILE = "vgg16_cifar10.keras"
-ARTICLE_SETTINGS = {"image_size": 32, "preprocess": False, "optimizer": "sgd", "epochs": 10}
-PHOTO_SETTINGS = {"image_size": 128, "preprocess": True, "optimizer": "adam", "epochs": 10}
+DEFAULTS = {  # of CIFAR-10, as in the article, and of photos
+    "image_size": (32, 128),
+    "preprocess": (False, True),
+    "mirror": (False, True),
+    "optimizer": ("sgd", "adam"),
+    "epochs": (10, 20),
+}
 LEARNING_RATES = {"sgd": 1e-4, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "muon": 1e-3}
 WEIGHTS_COPY = Path(__file__).parent / "data" / "vgg16_notop_float16.weights.h5"
 CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
@@ -117,6 +122,8 @@ def main(argv=None):
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates.
     # Each is a list of three arrays: to train, to validate and to test with
     images, labels, class_names = load_images(args)
+    if args.mirror:  # a fourth array: each epoch takes one of the two for each image
+        images = [*images, images[0][:, :, ::-1]]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     x = inputs = keras.Input(images[0].shape[1:], name="image")
@@ -234,7 +241,7 @@ def number(kind, low, high):
     return parse
 
 
-def path(text):
+def parse_path(text):
     r"""Return `text` as a Path, without the quote that Windows leaves after "C:\photos\"."""
     text = text.rstrip('"')
     if not text or '"' in text:
@@ -242,6 +249,9 @@ def path(text):
             f"{text!r} is no path (in a Windows prompt, no backslash may stand before a quote)"
         )
     return Path(text)
+
+
+parse_path.__name__ = "PATH"  # what --help shows
 
 
 def make_parser(name, description):
@@ -267,16 +277,17 @@ def parse_arguments(argv):
     count, rate = number(int, 1, 2**31 - 1), number(float, 1e-12, 1e38)
     seed, size, blocks = number(int, 0, 2**32 - 1), number(int, 32, 224), number(int, 0, 5)
     types = ["float32", "mixed_bfloat16", "mixed_float16"]
-    switch = argparse.BooleanOptionalAction
+    path, switch = parse_path, argparse.BooleanOptionalAction
 
     add = parser.add_argument_group("the article's settings").add_argument
-    add("--epochs", type=count, help="passes over the training images (10)")
+    add("--epochs", type=count, help="passes over the training images (10; photos: 20)")
     add("--batch-size", type=count, default=32, help="images in each step of the training (32)")
     add("--learning-rate", type=rate, help="step size (1e-4 for sgd, 1e-3 for the others)")
     add("--seed", type=seed, default=0, help="start of all random numbers: same seed, same digits")
 
     add = parser.add_argument_group("past the article").add_argument
     add("--preprocess", action=switch, help="give VGG16 the colours it was trained on (photos)")
+    add("--mirror", action=switch, help="train on the images or their mirror images (photos)")
     add("--optimizer", type=str.lower, choices=LEARNING_RATES, help="(sgd; photos: adam)")
     add("--image-size", type=size, help="size in pixels in which VGG16 sees (32; photos: 128)")
     add("--unfreeze", type=blocks, default=0, help="fine-tune VGG16's last N blocks as well (0)")
@@ -297,9 +308,9 @@ def parse_arguments(argv):
         fail("--demo draws its own images: leave out --data")
     if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
         fail("nothing is fine-tuned without --unfreeze: say how many blocks are")
-    for name, value in (PHOTO_SETTINGS if has_photos(args) else ARTICLE_SETTINGS).items():
+    for name, values in DEFAULTS.items():
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, values[has_photos(args)])
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     args.fine_tune_epochs = args.fine_tune_epochs or 3
     args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
@@ -390,7 +401,8 @@ def use_devices(distribute):
     Source: https://keras.io/guides/distributed_training_with_tensorflow/
     """
     details = tf.config.experimental.get_device_details
-    gpus = [details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
+    gpus = tf.config.list_physical_devices("GPU")
+    gpus = [details(gpu).get("device_name", "a GPU") for gpu in gpus]
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     hint = " (TensorFlow sees no GPU on Windows, other than in WSL2)" if os.name == "nt" else ""
@@ -405,7 +417,7 @@ def use_devices(distribute):
 
 def print_settings(args):
     """Print the settings of the training, whether they were given or not."""
-    names = ["image_size", "preprocess", "optimizer", "learning_rate", "epochs", "batch_size"]
+    names = [*DEFAULTS, "learning_rate", "batch_size"]
     names += ["unfreeze", "fine_tune_epochs", "fine_tune_learning_rate"] if args.unfreeze else []
     texts = [f"{name.replace('_', '-')} {getattr(args, name)}" for name in [*names, "seed"]]
     print(f"settings: {', '.join(texts)}")
@@ -531,42 +543,34 @@ def load_photos(args):
         fits = math.isqrt(free // (3 * count))
         way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
         fail(f"{count:,} photos do not fit into the {free / 1e9:.1f} GB of free memory: {way}")
-    images, labels, _ = zip(
-        *(read_photos(files[part], args.image_size) for part in PARTS), strict=True
-    )
-    check_counts([y[:, 0].tolist() for y in labels], class_names)
+    parts = [read_photos(files[part], args.image_size) for part in PARTS]
+    images, labels, _ = zip(*parts, strict=True)
+    check_counts([y.flat for y in labels], class_names)  # without those that were left out
     return images, labels, class_names
 
 
 def find_photos(directory, output_dir=None):
     """Return the photos in `directory`, {part: [(path, label)]}, and the names of the classes.
 
-    The parts are PARTS; docs/photos.md says which directory is what, and which photo is in which
-    part. Their order depends on nothing but their content.
+    docs/photos.md says which directory is what, and which photo is in which part.
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
     pictures, searched, others = find_pictures(directory, output_dir)
-    below, inside = defaultdict(list), defaultdict(list)  # pictures, directories with pictures
+    below = {folder: [] for folder in searched}  # the pictures in it and in its subdirectories
     for path in pictures:
-        for folder in path.parents[: len(path.parents) - len(directory.parents)]:
-            below[folder].append(path)
-            if folder != directory and len(below[folder]) == 1:
-                inside[folder.parent].append(folder)
+        for folder in path.parents:
+            if folder in below:  # and not above `directory`
+                below[folder].append(path)
 
-    found = find_parts(directory, inside)
-    class_names = sorted(found["train"])
+    found = find_parts(directory, below)
+    class_names = sorted({name for classes in found.values() for name in classes})
     folders = {folder for classes in found.values() for folder in classes.values()}
     for path in searched:
-        if path not in below and path.parent in below and folders.isdisjoint(path.parents):
+        if not below[path] and below.get(path.parent) and folders.isdisjoint(path.parents):
             leave_aside(path, "no pictures in it")
     if len(class_names) < 2:
-        fail(
-            f"{directory} needs a directory for each class, two or more, with its pictures in it, "
-            f"and has {len(class_names)} ({', '.join(class_names) or 'none'})"
-        )
-    more = {name for classes in found.values() for name in classes} - set(class_names)
-    if more:
-        fail(f"{directory} has classes that are not in its train part: {', '.join(sorted(more))}")
+        has = f"{len(class_names)} ({', '.join(class_names) or 'none'})"
+        fail(f"{directory} needs a directory for each class, two or more, and has {has}")
     files = split_photos(found, below, class_names)
 
     used = sum(len(below[folder]) for folder in folders)
@@ -585,10 +589,10 @@ def find_photos(directory, output_dir=None):
 def find_pictures(directory, output_dir=None):
     """Return the pictures in `directory` and below, the directories searched, and the other files.
 
-    The first two are sorted lists of paths, the third is a number. A line names each directory
-    that is not searched, as `output_dir`, into which a run writes its own pictures.
+    The first two are sorted lists of paths, the third is a number. What a run wrote, into
+    `output_dir` or earlier, is not searched.
     """
-    pictures, searched, others, hidden = [], [], 0, set()
+    files, searched, hidden = [], [], set()
     linked, written = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
     walk = os.walk(
         directory,
@@ -599,7 +603,7 @@ def find_pictures(directory, output_dir=None):
         folder, here = Path(folder), os.path.realpath(folder)
         if folder != directory and (here == written or MODEL_FILE in names and not inside):
             leave_aside(folder, "a run writes its files there")
-            inside.clear()
+            inside.clear()  # os.walk goes into what is left in it
             continue
         for name in sorted(inside):
             target = os.path.realpath(folder / name)
@@ -611,14 +615,12 @@ def find_pictures(directory, output_dir=None):
                     leave_aside(folder / name, "a link that leads back")
                     inside.remove(name)
                 linked.add(target)
-        visible = [folder / name for name in names if not name.startswith(".")]
-        found = [path for path in visible if is_picture(path)]
-        pictures += found
-        others += len(visible) - len(found)
+        files += [folder / name for name in names if not name.startswith(".")]
         searched.append(folder)
-    if hidden:  # of which there may be one in each directory
+    if hidden:  # in one line, since each directory may have them
         leave_aside(", ".join(sorted(hidden)), "hidden, or the system's own")
-    return sorted(pictures), sorted(searched), others
+    pictures = sorted(filter(is_picture, files))
+    return pictures, sorted(searched), len(files) - len(pictures)
 
 
 def is_picture(path):
@@ -628,15 +630,9 @@ def is_picture(path):
     if path.suffix:
         kind = Image.registered_extensions().get(path.suffix.lower())
         return Image.MIME.get(kind, "").startswith("image/")
-    with contextlib.suppress(Exception):  # Pillow has other ones for each format
-        Image.open(path).close()
+    with contextlib.suppress(Exception), Image.open(path):  # Pillow's errors vary by format
         return True
     return False
-
-
-def printable(path):
-    r"""Return a path or name as text; bytes that are no UTF-8, as from old archives, as \x.. ."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def leave_aside(path, reason):
@@ -644,87 +640,83 @@ def leave_aside(path, reason):
     print(f"left aside: {printable(path)} ({reason})")
 
 
-def find_part(folder):
-    """Return the part that a word in the name of `folder` tells, or None."""
-    words = re.findall("訓練|検証|テスト|[A-Z]?[a-z]+|[A-Z]+", folder.name)
-    words = {word.lower() for word in words}
-    return next((part for part in PARTS if words & PART_WORDS[part]), None)
+def printable(path):
+    r"""Return a path or name as text; bytes that are no UTF-8, as from old archives, as \x.. ."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def find_parts(directory, inside):
+def find_parts(directory, below):
     """Return the class directories of each part that `directory` has: {part: {name: path}}.
 
-    If it is not divided, all are in "train". `inside` has the subdirectories with pictures of each
-    directory. Errors: no directory can be the train part, or more than one reading is left.
+    If it is not divided, all are in "train". `below` has the pictures below each directory.
+    Errors: status 2 where nothing can be trained on, or more than one reading is left.
     """
-    named = {path: find_part(path) for path in look_into(directory, inside)}
-    told = [printable(path) for path, part in named.items() if part]
-    kinds, parts = set(named.values()), {}
-    if not any(inside[path] for path, part in named.items() if part == "train"):
-        if told and (None not in kinds or {"train"} < kinds - {None}):
+    named = {part: [] for part in (*PARTS, None)}
+    for path in look_into(directory, below):
+        named[find_part(path.name)].append(path)
+    train, held_out, others = named["train"], named["validation"] + named["test"], named[None]
+    if not any(look_into(path, below) for path in train):
+        flat = " or ".join(map(str, sorted(train + held_out)))
+        if (flat and not others) or (train and held_out):
             fail(
-                f"there are no class directories to train with in {' or '.join(told)}: sort the "
-                "pictures into train/cat, train/dog and so on (a directory that is a class itself "
-                "needs another name)"
+                f"there are no class directories to train with in {flat}: sort the pictures into "
+                "train/cat, train/dog and so on (a directory that is a class needs another name)"
             )
-        return {"train": find_classes(directory, inside)}
-    if kinds == {"train", None}:
-        fail(
-            f"{told[0]} may be the part to train with, then give --data its path, or a class like "
-            "the directories beside it, then give it another name"
-        )
-    for path in sorted(named, key=lambda path: [*PARTS, None].index(named[path])):
-        part = named[path]
-        classes = find_classes(path, inside) if part and inside[path] else {}
-        if not classes.keys() & parts.get("train", classes).keys():
-            reason = f"no class directories for the {part} part" if part else "no part by its name"
-            leave_aside(path, reason)
-        elif part in parts:
-            several = " and ".join(printable(path) for path in named if named[path] == part)
-            fail(f"{several} may both be the {part} part: move one of them elsewhere")
-        else:
-            parts[part] = classes
-    return parts
-
-
-def look_into(folder, inside):
-    """Return the directories in `folder`, or in the single one around them, at whatever depth."""
-    found = inside[folder]
-    while len(found) == 1 and inside[found[0]]:
-        found = inside[found[0]]
+        return {"train": find_classes(directory, below)}
+    if others and not held_out:
+        fail(f"{train[0]} may be the train part, or a class: give --data its path, or rename it")
+    found = {}
+    for part, paths in named.items():
+        for path in paths:
+            classes = find_classes(path, below) if part else {}
+            if not classes.keys() & found.get("train", classes).keys():
+                leave_aside(path, "no part with the classes of train")
+            elif part in found:
+                several = " and ".join(map(str, paths))
+                fail(f"{several} may both be the {part} part: move one of them elsewhere")
+            else:
+                found[part] = classes
     return found
 
 
-def find_classes(folder, inside):
+def look_into(folder, below):
+    """Return the directories with pictures in `folder`, or in a single one around them."""
+    found = sorted(path for path in folder.iterdir() if below.get(path))
+    inner = look_into(found[0], below) if len(found) == 1 else []
+    return inner or found
+
+
+def find_part(name):
+    """Return the part that a word in a directory's name tells, or None."""
+    words = {word.lower() for word in re.findall("訓練|検証|テスト|[A-Z]?[a-z]+|[A-Z]+", name)}
+    return next((part for part in PARTS if words & PART_WORDS[part]), None)
+
+
+def find_classes(folder, below):
     """Return the class directories in `folder`, {class name: path}.
 
     Errors: status 2 where one of them may be something else.
     """
-    classes = {printable(path.name): path for path in look_into(folder, inside)}
+    classes = {printable(path.name): path for path in look_into(folder, below)}
     for name, path in list(classes.items()):
-        within = look_into(path, inside)
-        if len({printable(one.name) for one in within} & classes.keys() - {name}) > 1:
+        within = {printable(one.name) for one in look_into(path, below)}
+        if len(within & classes.keys() - {name}) > 1:
             leave_aside(path, "a copy: directories in it are named like those beside it")
             del classes[name]
         elif {"train"} < {find_part(one) for one in within} - {None}:
             fail(
-                f"{path} may be a class, or a set of its own, since it has directories to train "
-                "and to test with: give --data its path, or sort its pictures into train/CLASS "
-                "and test/CLASS, or rename those directories"
+                f"{path} may be a class, or a set of its own: give --data its path, or rename the "
+                "directories in it that are called like parts"
             )
         elif name.lower() in PART_WORDS["validation"] | PART_WORDS["test"]:
-            fail(
-                f"{path} may be pictures to predict, then move it elsewhere, or a class like the "
-                "directories beside it, then give it another name"
-            )
+            fail(f"{path} may be a class, or pictures to predict: rename it, or move it elsewhere")
     return classes
 
 
 def split_photos(found, below, class_names):
-    """Return the photos of each part, {part: [(path, label)]}.
+    """Return the photos of each part, {part: [(path, label)]}, in an order that mixes the classes.
 
-    `found` is what `find_parts` returns, `below` has the pictures below each directory. Pictures
-    that are in several parts or classes are told.
+    `found` is what `find_parts` returns. Pictures in several parts or classes are told.
     """
     paths = [path for classes in found.values() for one in classes.values() for path in below[one]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -732,36 +724,36 @@ def split_photos(found, below, class_names):
     missing = [part for part in ("test", "validation") if part not in found]
     if "validation" in found:  # which serves as the test, too
         missing = []
-    files, places = {part: [] for part in PARTS}, defaultdict(set)
+    files, parts, labels = {part: [] for part in PARTS}, defaultdict(set), defaultdict(set)
     for part, classes in found.items():
         for name, folder in classes.items():
-            drawn = missing if part == "train" else []
-            held_out = hold_out({number[path] for path in below[folder]}, drawn)
+            numbers, label = {number[path] for path in below[folder]}, class_names.index(name)
+            held_out = hold_out(numbers, missing) if part == "train" else {}
             for path in below[folder]:
-                place = held_out.get(number[path], part), class_names.index(name)
-                files[place[0]].append((path, place[1]))
-                places[number[path]].add(place)
-    for what, i in (("part", 0), ("class", 1)):
-        several = [path for path in paths if len({place[i] for place in places[number[path]]}) > 1]
-        if several:
+                its_part = held_out.get(number[path], part)
+                files[its_part].append((path, label))
+                parts[number[path]].add(its_part)
+                labels[number[path]].add(label)
+    for what, places in (("part", parts), ("class", labels)):
+        copies = [path for path in paths if len(places[number[path]]) > 1]
+        if copies:
             print(
-                f"{len(several):,} pictures are copies of one in another {what}, as is "
-                f"{printable(several[0])}: its result means nothing"
+                f"{len(copies):,} pictures are copies of one in another {what}, as is "
+                f"{printable(copies[0])}: its result means nothing"
             )
     if not files["test"]:
         print("there are no pictures to test with: those to validate with serve as the test, too")
         files["test"] = files["validation"]
-    for photos in files.values():  # mixes the classes
+    for photos in files.values():
         photos.sort(key=lambda file: (number[file[0]], file))
     return files
 
 
 def draw_number(path):
     """Return a number from 0 to below 1 that depends on nothing but a file's bytes."""
-    try:
+    content = b""
+    with contextlib.suppress(OSError):  # told when it is read as a picture
         content = path.read_bytes()
-    except OSError:  # told when it is read as a picture
-        content = b""
     digest = hashlib.sha256(content or os.fsencode(path)).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -783,15 +775,14 @@ def hold_out(numbers, parts):
 
 def check_counts(labels, class_names):
     """End the run with status 2 where the labels of a part, in PARTS's order, are too few."""
-    counts = [Counter(of_part) for of_part in labels]
     few = [
         f"{name} has {count[label]} for {part}"
-        for part, count in zip(PARTS, counts, strict=True)
+        for part, count in zip(PARTS, map(Counter, labels), strict=True)
         for label, name in enumerate(class_names)
         if count[label] < (2 if part == "train" else 1)
     ]
     if few:
-        fail(f"too few photos: {', '.join(few)}: add some (ten of each class are enough)")
+        fail(f"too few photos: {', '.join(few)}: add some (ten are enough) or remove the class")
 
 
 def free_memory():
@@ -801,7 +792,7 @@ def free_memory():
         groups = Path("/proc/self/cgroup").read_text().splitlines()
     for controllers, group in (line.split(":", 2)[1:] for line in groups):
         top, limit, usage = CGROUPS.get(controllers, CGROUPS[""])
-        for path in [Path(top + group), *Path(top + group).parents]:
+        for path in Path(top + group, limit).parents:  # each may have a limit
             with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no limit
                 stat = dict(map(str.split, (path / "memory.stat").read_text().splitlines()))
                 cache = int(stat.get("total_inactive_file") or stat["inactive_file"])
@@ -817,7 +808,6 @@ def read_photos(files, size):
     are named, the others are counted.
     """
     images = np.empty((len(files), size, size, 3), "uint8")
-    progress = keras.utils.Progbar(len(files), verbose=verbosity()) if len(files) > 100 else None
 
     def read(row):
         try:
@@ -826,29 +816,28 @@ def read_photos(files, size):
             return first_line(error) or type(error).__name__
         return None
 
-    errors = []
+    labels, errors = [], {}
+    progress = keras.utils.Progbar(len(files), verbose=verbosity() if len(files) > 100 else 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for error in pool.map(read, range(len(files))):
-            errors.append(error)
-            if progress:
-                progress.add(1)
-    kept = [row for row, error in enumerate(errors) if not error]
-    for row, old in enumerate(kept):  # one by one: there may be no memory for a second array
-        images[row] = images[old]
-    skipped = [(path, error) for (path, _), error in zip(files, errors, strict=True) if error]
-    for path, error in skipped[:10]:
-        print(f"{printable(path)} is left out: {error}", file=sys.stderr)
-    if len(skipped) > 10:
-        print(f"{len(skipped) - 10:,} more pictures cannot be read either", file=sys.stderr)
-    labels = np.array([files[row][1] for row in kept], int)[:, None]
-    return images[: len(kept)], labels, [path for path, _ in skipped]
+        for row, error in enumerate(pool.map(read, range(len(files)))):
+            path, label = files[row]
+            if error:
+                errors[path] = error
+            else:  # closes the gaps in place: there may be no memory for a second array
+                images[len(labels)] = images[row]
+                labels.append(label)
+            progress.add(1)
+    for path in list(errors)[:10]:
+        print(f"{printable(path)} is left out: {errors[path]}", file=sys.stderr)
+    if len(errors) > 10:
+        print(f"{len(errors) - 10:,} more pictures cannot be read either", file=sys.stderr)
+    return images[: len(labels)], np.array(labels, int)[:, None], list(errors)
 
 
 def read_photo(path, size):
     """Return the picture in a file: uint8 RGB of shape (size, size, 3).
 
-    It is turned upright as its EXIF data says, laid on white where it is transparent, cropped to
-    the square in its centre, and resized with antialiasing; of a moving one, the first picture.
+    docs/photos.md says how it is turned, cropped and scaled; of a moving one, it is the first.
     Errors: OSError, and whatever else Pillow raises for a file that is no picture or damaged.
     """
     with Image.open(path) as image:
@@ -945,8 +934,9 @@ def draw_model(model, path):
 
 def features_key(images, vgg16, args):
     """Return, as 32 bytes, a digest of all that VGG16's outputs for `images` depend on."""
-    digest = hashlib.sha256(f"{args.image_size} {args.preprocess} {args.precision}".encode())
-    for array in (*images, *vgg16.get_weights()):
+    settings = f"{args.image_size} {args.preprocess} {args.precision} {args.mirror}"
+    digest = hashlib.sha256(settings.encode())
+    for array in (*images[:3], *vgg16.get_weights()):
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.digest()
@@ -969,7 +959,7 @@ def run_once(start, end, arrays, key, directory):
     dtype = np.dtype(tf.as_dtype(end.dtype).as_numpy_dtype)
     shape = (sum(map(len, arrays)), *end.shape[1:])
     size = math.prod(shape) * dtype.itemsize
-    written = path.is_file() and path.stat().st_size > size
+    written = path.is_file() and path.stat().st_size == size + len(key)
     if not written or bytes(np.memmap(path, mode="r")[size:]) != key:
         free = shutil.disk_usage(directory).free
         if size > free:
@@ -1014,9 +1004,10 @@ def make_optimizer(name, learning_rate):
     return keras.optimizers.get({"class_name": name, "config": config})
 
 
-def batches(x, y=None, *, batch_size, shuffle=False):
+def batches(x, y=None, *, batch_size, shuffle=False, mirrored=None):
     """Return a tf.data.Dataset that yields `batch_size` rows of the array `x`, or of x and y.
 
+    With `mirrored`, an array like `x`, each row of x is taken from one of the two at random.
     For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
     there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
     The arrays may be larger than the memory: rows are read when their turn comes.
@@ -1026,9 +1017,16 @@ def batches(x, y=None, *, batch_size, shuffle=False):
     def order(_):
         return tf.random.shuffle(tf.range(len(x))) if shuffle else tf.range(len(x))
 
+    def gather(rows):
+        batch = [array[rows] for array in arrays]
+        if mirrored is not None:
+            chosen = np.random.random(len(rows)) < 0.5
+            batch[0][chosen] = mirrored[rows[chosen]]
+        return batch
+
     def read(rows):
         dtypes = [array.dtype for array in arrays]
-        batch = tf.numpy_function(lambda rows: [array[rows] for array in arrays], [rows], dtypes)
+        batch = tf.numpy_function(gather, [rows], dtypes)
         for part, array in zip(batch, arrays, strict=True):
             part.set_shape((None, *array.shape[1:]))
         return tuple(batch)
@@ -1043,14 +1041,15 @@ def batches(x, y=None, *, batch_size, shuffle=False):
 def train(model, data, labels, epochs, batch_size, history, save_best):
     """Fit `model` to `data` and `labels`, lists of arrays to train, validate and test with.
 
-    It goes on with the keras.callbacks.History `history`. Where Ctrl-C or a loss that is no number
-    ends it early, model.stop_training is True.
+    A fourth array in `data` is what `batches` calls `mirrored`. The training goes on with
+    the keras.callbacks.History `history`. Where Ctrl-C or a loss that is no number ends it early,
+    model.stop_training is True.
     Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
     """
-    done = len(history.history.get("loss", []))
+    done, mirrored = len(history.history.get("loss", [])), data[3] if len(data) > 3 else None
     try:
         model.fit(
-            batches(data[0], labels[0], batch_size=batch_size, shuffle=True),
+            batches(data[0], labels[0], batch_size=batch_size, shuffle=True, mirrored=mirrored),
             validation_data=batches(data[1], labels[1], batch_size=batch_size),
             initial_epoch=done,
             epochs=done + epochs,
@@ -1263,6 +1262,10 @@ def write_whole(path, write, needed=False):
     little, then says so. Errors: status 2 if it is `needed`.
     """
     part = path.with_name(f"part-{os.getpid()}-{path.name}")  # no other run writes to that
+    for old in path.parent.glob(f"part-*-{path.name}"):  # of runs that were killed
+        with contextlib.suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(old.name.split("-")[1])):
+                old.unlink()
     try:
         write(part)
         for seconds in (0.2, 1, 3):
