@@ -74,7 +74,6 @@ def main(argv=None):
     make_output_dir(args.output_dir)
     use_devices(args.distribute)
     print_settings(args)
-    keras.utils.set_random_seed(args.seed)
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates:
@@ -134,7 +133,10 @@ def main(argv=None):
     history = keras.callbacks.History()  # of both trainings
     save_best = best_model_saver(model, class_names, args.output_dir / MODEL_FILE)
     trained, data = keras.Model(head_input, model.output), head_data
-    at_once = 1 if args.end_to_end or args.distribute else 50  # steps in a call: they are short
+    at_once = 1  # steps in a call; the head's are so short that starting them takes longer
+    if not (args.end_to_end or args.distribute):
+        steps = math.ceil(len(images[0]) / args.batch_size)
+        at_once = max(n for n in range(1, 51) if steps % n == 0)
     trained.compile(**settings, steps_per_execution=at_once)
     train(trained, data, labels, args.epochs, args.batch_size, history, save_best)
 
@@ -160,6 +162,7 @@ def main(argv=None):
     print(f"{MODEL_FILE} holds epoch {best}, with the lowest val_loss; now epoch {last} is tested")
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    trained.compile(**settings)  # single steps again, which Keras's bar counts
     test = batches(data[2], labels[2], batch_size=args.batch_size)
     print(trained.evaluate(test, verbose=verbosity()))
 
@@ -203,12 +206,12 @@ def number(kind, low, high):
 
 def parse_path(text):
     r"""Return `text` as a Path, without the quote that Windows leaves after "C:\photos\"."""
-    text = text.rstrip('"')
-    if not text or '"' in text:
+    name = text.rstrip('"')
+    if not name or '"' in name:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no path (in a Windows prompt, no backslash may stand before a quote)"
         )
-    return Path(text)
+    return Path(name)
 
 
 parse_path.__name__ = "PATH"  # what --help shows
@@ -289,8 +292,8 @@ def import_libraries():
     """
     global Image, ImageOps, font_manager, keras, layers, np, plt, psutil, tf
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    new = "matplotlib.pyplot" not in sys.modules
-    backend = os.environ.pop("MPLBACKEND", None) if new else None  # a wrong one stops the import
+    notebook = "ipykernel" in sys.modules
+    backend = None if notebook else os.environ.pop("MPLBACKEND", None)  # a bad one stops imports
     try:
         with quiet():
             import keras
@@ -312,7 +315,7 @@ def import_libraries():
     if backend:
         try:
             plt.switch_backend(backend)
-        except (ImportError, ValueError) as error:  # a notebook passes its own to its children
+        except (ImportError, ValueError) as error:  # a notebook gives its own to what it starts
             print(f"MPLBACKEND={backend} is ignored: {first_line(error)}")
     # A keras.json may say otherwise; a second run in a notebook shall be as the first.
     keras.config.set_image_data_format("channels_last")
@@ -343,6 +346,7 @@ def quiet():
     try:
         yield
     finally:
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts shall do this itself
         os.dup2(stderr, 2)
         os.close(stderr)
         holder.communicate(b"\0")
@@ -469,12 +473,15 @@ def load_cifar10(data=None):
     except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
         fail(
             f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez, or "
-            "unpack an archive of photos and give its directory"
+            "give a directory of photos"
         )
 
     missing = {"x_train", "y_train", "x_test", "y_test"} - arrays.keys()
     if missing:
-        fail(f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does")
+        fail(
+            f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does, or, if it "
+            "is an archive of photos, unpack it and give its directory"
+        )
     for split, least in (("train", 5), ("test", 1)):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         good = x.shape[1:] == (32, 32, 3) and x.dtype == np.uint8 and len(x) >= least
@@ -886,6 +893,9 @@ def load_vgg16(x, args):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a wrong file: the line below says it all
+                keras.utils.set_random_seed(
+                    args.seed
+                )  # again: an attempt that fails draws numbers
                 keras.config.set_dtype_policy(args.precision)
                 return keras.applications.VGG16(
                     include_top=False, weights=str(source), input_tensor=x
