@@ -143,6 +143,10 @@ def load_test_data(args, model, class_names):
         if not files:
             fail(f"{args.data} has no photos to test with: --all takes all of them")
         images, labels, _ = transfer_vgg16.read_photos(files, model.input_shape[1])
+        if len(images) == 0:
+            fail(
+                f"no photo of {args.data} to test with can be read: give --data another directory"
+            )
         return images, labels
     if class_names != transfer_vgg16.CLASS_NAMES:
         fail(
@@ -162,7 +166,9 @@ def list_pictures(paths):
             pictures, _, others = transfer_vgg16.find_pictures(path)
             print(f"{path}: {len(pictures):,} pictures, {others:,} other files")
             files += pictures
-        elif "*" in path.name and not path.exists():  # a Windows prompt does not expand it
+        elif {"*", "?"} & set(
+            path.name
+        ) and not path.exists():  # a Windows prompt does not expand it
             files += sorted(path.parent.glob(path.name)) or [path]
         else:
             files.append(path)

@@ -340,7 +340,11 @@ def quiet():
         "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "log = sys.stdin.buffer.read(); log.endswith(b'\\0') or sys.stderr.buffer.write(log)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    try:
+        holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    except (OSError, TypeError):  # no Python to start, as in a frozen program
+        yield
+        return
     stderr = os.dup(2)
     os.dup2(holder.stdin.fileno(), 2)
     try:
@@ -467,7 +471,9 @@ def load_cifar10(data=None):
             fail(f"Keras's copy of CIFAR-10 could not be read ({first_line(error)}): try again")
     try:
         with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
-            arrays = dict(file)
+            names = {"x_train", "y_train", "x_test", "y_test"}
+            missing = names - set(file.files)
+            arrays = {name: file[name] for name in names - missing}
     except FileNotFoundError:
         fail(f"{data} does not exist: give --data the path of an .npz file, or of a directory")
     except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
@@ -476,7 +482,6 @@ def load_cifar10(data=None):
             "give a directory of photos"
         )
 
-    missing = {"x_train", "y_train", "x_test", "y_test"} - arrays.keys()
     if missing:
         fail(
             f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does, or, if it "
@@ -535,14 +540,22 @@ def load_photos(args):
     """
     files, class_names = find_photos(args.data, args.output_dir)
     check_counts([[label for _, label in files[part]] for part in PARTS], class_names)
-    count, free = sum(map(len, files.values())), free_memory()
+    distinct = PARTS if files["test"] is not files["validation"] else PARTS[:2]
+    count, free = sum(len(files[part]) for part in distinct), free_memory()
     if count * args.image_size**2 * 3 > free:
         fits = math.isqrt(free // (3 * count))
         way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
         fail(f"{count:,} photos do not fit into the {free / 1e9:.1f} GB of free memory: {way}")
-    parts = [read_photos(files[part], args.image_size) for part in PARTS]
-    images, labels, _ = zip(*parts, strict=True)
-    check_counts([y.flat for y in labels], class_names)  # without those that were left out
+    together = [file for part in distinct for file in files[part]]
+    numbered = [(path, row) for row, (path, _) in enumerate(together)]
+    images, rows, _ = read_photos(numbered, args.image_size)
+    labels = np.array([label for _, label in together])[rows]
+    ends = np.cumsum([len(files[part]) for part in distinct])[:-1]
+    ends = np.searchsorted(rows[:, 0], ends)  # without those that could not be read
+    images, labels = np.split(images, ends), np.split(labels, ends)
+    if len(distinct) < len(PARTS):
+        images, labels = [*images, images[-1]], [*labels, labels[-1]]
+    check_counts([y.flat for y in labels], class_names)
     return images, labels, class_names
 
 
@@ -553,6 +566,8 @@ def find_photos(directory, output_dir=None):
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
     pictures, searched, others = find_pictures(directory, output_dir)
+    if not searched:
+        fail(f"{directory} cannot be read: give --data another directory, or the right to read it")
     below = {folder: [] for folder in searched}  # the pictures in it and in its subdirectories
     for path in pictures:
         for folder in path.parents:
@@ -621,15 +636,12 @@ def find_pictures(directory, output_dir=None):
 
 
 def is_picture(path):
-    """Return whether `path` is a picture by its extension or, if it has none, by its content."""
-    if not path.is_file():
-        return False
-    if path.suffix:
-        kind = Image.registered_extensions().get(path.suffix.lower())
-        return Image.MIME.get(kind, "").startswith("image/")
-    with contextlib.suppress(Exception), Image.open(path):  # Pillow's errors vary by format
-        return True
-    return False
+    """Return whether `path` is a picture by its extension, or else by its content."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None and os.path.isfile(path):
+        with contextlib.suppress(Exception), Image.open(path) as image:  # errors vary by format
+            kind = image.format
+    return os.path.isfile(path) and Image.MIME.get(kind, "").startswith("image/")
 
 
 def leave_aside(path, reason):
@@ -697,16 +709,19 @@ def find_classes(folder, below):
     classes = {printable(path.name): path for path in look_into(folder, below)}
     for name, path in list(classes.items()):
         within = {printable(one.name) for one in look_into(path, below)}
-        if len(within & classes.keys() - {name}) > 1:
-            leave_aside(path, "a copy: directories in it are named like those beside it")
-            del classes[name]
-        elif {"train"} < {find_part(one) for one in within} - {None}:
+        if find_part(name) in ("validation", "test") and len(classes) > 1:
+            fail(
+                f"{path} may be a class, or pictures that are none: rename it, or move it "
+                "elsewhere, or put the classes to train with into a directory train beside it"
+            )
+        if {"train"} < {find_part(one) for one in within} - {None}:
             fail(
                 f"{path} may be a class, or a set of its own: give --data its path, or rename the "
                 "directories in it that are called like parts"
             )
-        elif name.lower() in PART_WORDS["validation"] | PART_WORDS["test"]:
-            fail(f"{path} may be a class, or pictures to predict: rename it, or move it elsewhere")
+        if len(within & classes.keys() - {name}) > 1:
+            leave_aside(path, "a copy: directories in it are named like those beside it")
+            del classes[name]
     return classes
 
 
@@ -779,7 +794,10 @@ def check_counts(labels, class_names):
         if count[label] < (2 if part == "train" else 1)
     ]
     if few:
-        fail(f"too few photos: {', '.join(few)}: add some (ten are enough) or remove the class")
+        fail(
+            f"too few readable photos: {', '.join(few)}: add some (ten of a class are enough), or "
+            "remove the class"
+        )
 
 
 def free_memory():
@@ -864,7 +882,8 @@ def has_gap(content, image):
     nor a JPEG's with the standard's codes; those with other codes are not looked at.
     """
     exif = image.info.get("exif") or b""  # has a thumbnail, and zeros that mean nothing
-    content = content.replace(exif[6:], b"", 1)
+    start = content.find(exif[6:16]) if exif else 0
+    content = content[:start] + content[start + len(exif[6:]) :]
     pixels = content.partition(USUAL_JPEG_CODES)[2].partition(b"\xff\xd9")[0]
     if image.format == "HEIF":
         head, _, pixels = content.partition(b"mdat")
@@ -999,6 +1018,8 @@ def images_at_once(model):
 
 # ----- Training
 
+HELD = []  # lists of arrays that TensorFlow would hold for the life of the process; see guarded()
+
 
 def make_optimizer(name, learning_rate):
     """Return Keras's optimizer `name`; `learning_rate` is a number or a schedule."""
@@ -1014,29 +1035,32 @@ def batches(x, y=None, *, batch_size, shuffle=False, mirrored=None):
     there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
     The arrays may be larger than the memory: rows are read when their turn comes.
     """
-    arrays = [x] if y is None else [x, y]
+    count, mirror = len(x), mirrored is not None
+    arrays = [array for array in (x, y, mirrored) if array is not None]
+    dtypes = [array.dtype for array in arrays][: len(arrays) - mirror]
+    shapes = [(None, *array.shape[1:]) for array in arrays]
+    HELD.append(arrays)
 
     def order(_):
-        return tf.random.shuffle(tf.range(len(x))) if shuffle else tf.range(len(x))
+        return tf.random.shuffle(tf.range(count)) if shuffle else tf.range(count)
 
     def gather(rows):
-        batch = [array[rows] for array in arrays]
-        if mirrored is not None:
+        batch = [array[rows] for array in arrays[: len(dtypes)]]
+        if mirror:
             chosen = np.random.random(len(rows)) < 0.5
-            batch[0][chosen] = mirrored[rows[chosen]]
+            batch[0][chosen] = arrays[-1][rows[chosen]]
         return batch
 
     def read(rows):
-        dtypes = [array.dtype for array in arrays]
         batch = tf.numpy_function(gather, [rows], dtypes)
-        for part, array in zip(batch, arrays, strict=True):
-            part.set_shape((None, *array.shape[1:]))
+        for part, shape in zip(batch, shapes, strict=False):
+            part.set_shape(shape)
         return tuple(batch)
 
     rows = tf.data.Dataset.range(1).map(order).unbatch().batch(batch_size)
     options = tf.data.Options()
     options.autotune.enabled = False
-    steps = tf.data.experimental.assert_cardinality(math.ceil(len(x) / batch_size))
+    steps = tf.data.experimental.assert_cardinality(math.ceil(count / batch_size))
     return rows.map(read).prefetch(2).apply(steps).with_options(options)
 
 
@@ -1271,10 +1295,11 @@ def write_whole(path, write, needed=False):
     A run that is killed leaves `path` as it was. Where a program holds the file, this waits a
     little, then says so. Errors: status 2 if it is `needed`.
     """
-    part = path.with_name(f"part-{os.getpid()}-{path.name}")  # no other run writes to that
-    for old in path.parent.glob(f"part-*-{path.name}"):  # of runs that were killed
+    ours = f"part-{socket.gethostname()}-"  # no other run, here or elsewhere, writes to that
+    part = path.with_name(f"{ours}{os.getpid()}-{path.name}")
+    for old in path.parent.glob(f"{ours}*-{path.name}"):  # of runs that were killed
         with contextlib.suppress(OSError, ValueError):
-            if not psutil.pid_exists(int(old.name.split("-")[1])):
+            if not psutil.pid_exists(int(old.name.removeprefix(ours).split("-")[0])):
                 old.unlink()
     try:
         write(part)
@@ -1320,6 +1345,10 @@ def guarded(main):
             if not full:
                 raise
             message, status = f"error: {MEMORY_FULL} ({first_line(error)})", 2
+        finally:
+            for arrays in HELD:  # a second run in a notebook may replace the file behind them
+                arrays.clear()
+            HELD.clear()
         print(message, file=sys.stderr)
         return status
 

@@ -116,7 +116,7 @@ def run(command, directory):
     if len(steps) > 1:
         before = [at for line, at in lines if at < steps[-1][1] and re.match(r"\d+/\d+ - ", line)]
         result["base_seconds"] = before[-1] - begin
-    elif not any(line.startswith("The features of") for line, _ in lines):
+    elif not any(line.startswith("The outputs of") for line, _ in lines):
         result["base_seconds"] = lines[-1][1] - begin
     return result
 

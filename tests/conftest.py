@@ -1,17 +1,24 @@
-"""What the tests share: real inputs, and a way to start the scripts as a user does.
+"""What the tests share: images, weights, and ways to start the scripts as a user does.
 
-The real inputs are the directory that the environment variable TRANSFER_VGG16_INPUTS names. It
-holds cifar10.npz (Keras's layout) and VGG16's weights without its top, one .h5 file. Tests that
-need them are skipped without them.
+Everything runs without a network and without the real images: the tests draw their own, and take
+the weights from data/. The environment variable TRANSFER_VGG16_INPUTS may name a directory with
+the real inputs: cifar10.npz (Keras's layout) and VGG16's weights without its top, one .h5 file.
+They then take the place of the drawn ones; tests of the real accuracy are skipped without them.
 """
 
+import contextlib
 import csv
+import gc
+import importlib
+import io
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from benchmark import save_part
@@ -20,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TRANSFER = ROOT / "transfer_vgg16.py"
 PREDICT = ROOT / "predict_saved.py"
 ARTICLE = ROOT / "tests" / "article.py"
+sys.path.insert(0, str(ROOT))  # so that tests can import the scripts
+FEATURES = "vgg16_block5_pool.features"
 WRITTEN = {  # by a whole run
     "accuracy.png",
     "confusion_matrix.png",
@@ -27,9 +36,12 @@ WRITTEN = {  # by a whole run
     "loss.png",
     "predictions.png",
     "transfer_learning_vgg16_cifar10.png",
+    FEATURES,
     "vgg16_cifar10.keras",
-    "vgg16_features.npz",
 }
+
+
+# ----- starting the scripts
 
 
 def start(*command, cwd, limit=None, **environment):
@@ -43,14 +55,17 @@ def start(*command, cwd, limit=None, **environment):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
+    own = {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    outer = {name: os.environ[name] for name in os.environ.keys() - {"TF_CPP_MIN_LOG_LEVEL"}}
+    environment = outer | own | environment  # that one, `call` has set
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"} | environment,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=None if limit is None else restrict,
-        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
+        encoding=environment["PYTHONIOENCODING"],
     )
 
 
@@ -60,6 +75,44 @@ def run(*command, status=0, **settings):
     stdout, stderr = process.communicate(timeout=1800)
     assert process.returncode == status, stdout + stderr
     return stdout, stderr
+
+
+def run_program(text, *arguments, cwd, **settings):
+    """Run the Python program `text`, which can import the scripts, as `run` does."""
+    program = cwd / "program.py"
+    program.write_text(textwrap.dedent(text), encoding="utf-8")
+    return run(program, *arguments, cwd=cwd, **settings)
+
+
+def call(script, *arguments, cwd, status=0):
+    """Call a script's main() here, as a notebook does; check and return what `run` does.
+
+    It saves the seconds in which TensorFlow is imported.
+    """
+    module = importlib.import_module(script.stem)
+    stdout, stderr, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            result = module.main([str(argument) for argument in arguments])
+    finally:
+        os.chdir(before)
+        gc.collect()  # a model refers to itself
+    assert (result or 0) == status, stdout.getvalue() + stderr.getvalue()
+    return stdout.getvalue(), stderr.getvalue()
+
+
+# ----- reading what they said
+
+
+DEMO_ENDS = r"This was the demo, on drawn images.*: leave out --demo for the real run\s*\Z"
+
+
+def check_error(stderr, sentence):
+    """Check that `stderr` is one line, which begins as the regular expression says."""
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert re.fullmatch(rf"error: {sentence}", stderr.strip()), stderr
 
 
 def read_history(directory):
@@ -78,6 +131,45 @@ def read_result(stdout):
     return [float(x) for x in re.search(r"^\[(\S+), (\S+)\]$", stdout, re.MULTILINE).groups()]
 
 
+# ----- inputs
+
+
+def draw_data(train, test, classes=10):
+    """Return arrays in Keras's layout, in which each class is a pattern of its own under noise."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 256, (classes, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    data = {}
+    for name, count in (("train", train), ("test", test)):
+        labels = random.integers(0, classes, (count, 1), np.uint8)
+        noise = random.normal(0, 60, (count, 32, 32, 3))
+        data[f"x_{name}"] = (patterns[labels[:, 0]] + noise).clip(0, 255).astype(np.uint8)
+        data[f"y_{name}"] = labels
+    return data
+
+
+def write_data(path, **changes):
+    """Write small arrays in Keras's layout to `path`, with `changes`; return `path`."""
+    data = draw_data(20, 10) | changes
+    np.savez(path, **{name: array for name, array in data.items() if array is not None})
+    return path
+
+
+def make_model(size=32):
+    """Return an untrained model of the article's form for images of `size` by `size` pixels."""
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
+    base.trainable = False
+    x = keras.layers.Flatten()(base.output)
+    model = keras.Model(base.input, keras.layers.Dense(10, activation="softmax")(x))
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def save_model(path):
+    """Save such a model, as the article's own code does, to `path`; return `path`."""
+    make_model().save(path)
+    return path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment(tmp_path_factory):
     """Keep out the screen, GPU, proxy, log level and Keras cache of whoever starts the tests."""
@@ -93,35 +185,60 @@ def plain_environment(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def no_network(monkeypatch):
+    """Send every request to a port at which nothing listens."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A run of the demo without a network: where it was started, what it printed."""
+    directory = tmp_path_factory.mktemp("first steps")
+    stdout, stderr = run(TRANSFER, "--demo", cwd=directory, https_proxy="http://127.0.0.1:9")
+    assert stderr == ""
+    return directory, stdout
+
+
 @pytest.fixture(scope="session")
 def inputs():
     directory = os.environ.get("TRANSFER_VGG16_INPUTS")
-    if not directory:
-        pytest.skip("TRANSFER_VGG16_INPUTS names no directory with the real inputs")
-    return Path(directory)
+    return Path(directory) if directory else None
 
 
 @pytest.fixture(scope="session")
 def weights(inputs):
-    return next(inputs.glob("*.h5"))
+    if inputs:
+        return next(inputs.glob("*.h5"))
+    return ROOT / "data" / "vgg16_notop_float16.weights.h5"
 
 
 @pytest.fixture(scope="session")
 def cifar10(inputs):
+    if not inputs:
+        pytest.skip("TRANSFER_VGG16_INPUTS names no directory with the real images")
     with np.load(inputs / "cifar10.npz") as file:
         return dict(file)
 
 
 @pytest.fixture(scope="session")
-def subset(cifar10, tmp_path_factory):
-    """2,000 training and 500 test images."""
-    return save_part(tmp_path_factory.mktemp("data") / "subset.npz", cifar10, 2000, 500)
+def images(request, inputs):
+    """2,000 training and 500 test images or more, as arrays: CIFAR-10's, else drawn ones."""
+    return request.getfixturevalue("cifar10") if inputs else draw_data(2000, 500)
 
 
 @pytest.fixture(scope="session")
-def handful(cifar10, tmp_path_factory):
+def subset(images, tmp_path_factory):
+    """2,000 training and 500 test images."""
+    return save_part(tmp_path_factory.mktemp("data") / "subset.npz", images, 2000, 500)
+
+
+@pytest.fixture(scope="session")
+def handful(images, tmp_path_factory):
     """200 training and 100 test images."""
-    return save_part(tmp_path_factory.mktemp("data") / "handful.npz", cifar10, 200, 100)
+    return save_part(tmp_path_factory.mktemp("data") / "handful.npz", images, 200, 100)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The two scripts do what the article shows, on real images and weights."""
+"""The two scripts do what the article shows, with its digits."""
 
 import hashlib
 import re
@@ -12,6 +12,7 @@ from conftest import (
     PREDICT,
     TRANSFER,
     WRITTEN,
+    call,
     read_figures,
     read_history,
     read_result,
@@ -102,7 +103,7 @@ def test_saved_model_is_the_best_epoch(finished, subset, tmp_path):
         data = dict(file)
     data["x_test"], data["y_test"] = data["x_train"][:400], data["y_train"][:400]
     np.savez(tmp_path / "validation.npz", **data)
-    stdout, stderr = run(PREDICT, "--data", tmp_path / "validation.npz", cwd=directory)
+    stdout, stderr = call(PREDICT, "--data", tmp_path / "validation.npz", cwd=directory)
     assert stderr == ""
     best = min(read_history(directory), key=lambda row: row["val_loss"])
     assert read_result(stdout) == pytest.approx([best["val_loss"], best["val_accuracy"]], abs=1e-4)
@@ -118,15 +119,17 @@ def test_companion_agrees_with_keras(finished, subset, tmp_path):
     assert read_result(printed) == pytest.approx(model.evaluate(images, labels), abs=1e-5)
     probabilities = model.predict(images[:1])[0]
     assert f"予測: {probabilities.argmax()}, 正解: {labels[0]}\n" in printed
-    # The last epoch was the best one here, so the training run printed the same.
-    assert read_result(stdout) == pytest.approx(read_result(printed), abs=1e-4)
+    history = read_history(directory)
+    if history[-1] == min(history, key=lambda row: row["val_loss"]):
+        assert read_result(stdout) == pytest.approx(read_result(printed), abs=1e-4)
 
 
-def test_prediction_in_numbers_and_words(finished):
+def test_prediction_in_numbers_and_words(finished, images):
     _, stdout = finished
     *_, number, words = stdout.splitlines()
-    predicted = int(re.fullmatch(r"予測: (\d), 正解: \[3\]", number)[1])
-    assert words == f"予測: {NAMES[predicted]}, 正解: 猫 (cat)"
+    label = images["y_test"][0, 0]
+    predicted = int(re.fullmatch(rf"予測: (\d), 正解: \[{label}\]", number)[1])
+    assert words == f"予測: {NAMES[predicted]}, 正解: {NAMES[label]}"
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +149,19 @@ def test_digits_are_those_of_the_plain_code(finished, article):
 
 def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3, "--end-to-end"]
-    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path)
+    stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
     np.testing.assert_allclose(read_figures(tmp_path), read_figures(article[0]), rtol=0, atol=1e-4)
     assert read_result(stdout) == pytest.approx(read_result(article[1]), abs=1e-4)
-    assert not (tmp_path / "vgg16_features.npz").exists()
+    assert not list(tmp_path.glob("*.features"))
 
 
 def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
+    """In a process of its own, and where others ran before."""
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
-    run(TRANSFER, *arguments, cwd=tmp_path)
+    call(TRANSFER, *arguments, cwd=tmp_path)
     assert read_history(tmp_path) == read_history(finished[0])
-    run(TRANSFER, *arguments, "--seed", 1, cwd=tmp_path)
+    call(TRANSFER, *arguments, "--seed", 1, cwd=tmp_path)
     assert read_history(tmp_path) != read_history(finished[0])
 
 
@@ -169,7 +173,7 @@ def test_weights_as_keras_keeps_them(handful, weights, tmp_path):
     base.save(tmp_path / "older.h5")
     histories = []
     for file in (weights, tmp_path / "older.h5"):
-        run(TRANSFER, "--data", handful, "--weights", file, "--epochs", 1, cwd=tmp_path)
+        call(TRANSFER, "--data", handful, "--weights", file, "--epochs", 1, cwd=tmp_path)
         histories.append(read_history(tmp_path))
     assert histories[0] == histories[1]
 
@@ -182,7 +186,7 @@ def test_first_fifth_validates(handful, weights, tmp_path):
     data["y_train"][: len(data["y_train"]) // 5] = 8
     np.savez(tmp_path / "data.npz", **data)
     arguments = ["--data", "data.npz", "--weights", weights, "--learning-rate", "1e-3"]
-    run(TRANSFER, *arguments, cwd=tmp_path)
+    call(TRANSFER, *arguments, cwd=tmp_path)
     last = read_history(tmp_path)[-1]
     assert last["accuracy"] > 0.95
     assert last["val_accuracy"] < 0.05
@@ -190,7 +194,7 @@ def test_first_fifth_validates(handful, weights, tmp_path):
 
 def test_one_epoch_makes_a_plot(handful, weights, tmp_path):
     arguments = ["--data", handful, "--weights", weights, "--epochs", 1, "--batch-size", 7]
-    run(TRANSFER, *arguments, cwd=tmp_path)
+    call(TRANSFER, *arguments, cwd=tmp_path)
     assert len(read_history(tmp_path)) == 1
     assert np.asarray(Image.open(tmp_path / "loss.png").convert("L")).std() > 1
 
@@ -202,19 +206,18 @@ def test_run_goes_on_without_graphviz(handful, weights, tmp_path):
     assert stderr == ""
     assert re.search("^transfer_learning_vgg16_cifar10.png was not drawn: .+$", stdout, re.M)
     assert not (tmp_path / "transfer_learning_vgg16_cifar10.png").exists()
-    assert "正解: [3]" in stdout
+    assert "正解: [" in stdout
 
 
-def test_console_without_japanese(finished, subset, weights, tmp_path):
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_console_without_japanese(encoding, finished, subset):
     directory, _ = finished
-    for encoding in ("cp1252", "ascii"):
-        stdout, stderr = run(
-            PREDICT, "--data", subset, cwd=directory, PYTHONIOENCODING=encoding, LC_ALL="C"
-        )
-        assert stderr == ""
-        assert re.search(
-            r"^\?\?: \d, \?\?: \[3\]\n\?\?: \?\S* \(\w+\), \?\?: \? \(cat\)$", stdout, re.M
-        )
+    stdout, stderr = run(
+        PREDICT, "--data", subset, cwd=directory, PYTHONIOENCODING=encoding, LC_ALL="C"
+    )
+    assert stderr == ""
+    words = r"\?\?: \?+ \(\w+\), \?\?: \?+ \(\w+\)"
+    assert re.search(rf"^\?\?: \d, \?\?: \[\d\]\n{words}$", stdout, re.M)
 
 
 def test_the_whole_job(cifar10, weights, tmp_path):

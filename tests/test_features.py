@@ -1,15 +1,16 @@
-"""The features of the frozen base are kept, used again where they fit, and never where not."""
+"""The frozen layers' outputs are kept, used again where they fit, and never where not."""
 
+import os
 import shutil
+import signal
 
 import keras
 import numpy as np
 import pytest
-from conftest import PREDICT, TRANSFER, read_history, read_result, run
+from conftest import FEATURES, PREDICT, TRANSFER, call, read_history, read_result, run, start
 
-TAKEN = "The features of 300 images are taken from vgg16_features.npz"
-COMPUTED = "VGG16 runs once over 300 images"
-NOT_USED = "vgg16_features.npz is not used: "
+KEPT = f"The outputs of block5_pool are in {FEATURES} ("
+COMPUTED = "VGG16 up to block5_pool runs once over 300 images, for all epochs:"
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,9 @@ def first(handful, weights, tmp_path_factory):
     """A directory with the features of a first run, and that run's arguments."""
     directory = tmp_path_factory.mktemp("first")
     arguments = ["--data", handful, "--weights", weights, "--epochs", 2]
-    stdout, _ = run(TRANSFER, *arguments, cwd=directory)
+    stdout, _ = call(TRANSFER, *arguments, cwd=directory)
     assert COMPUTED in stdout
+    assert KEPT in stdout
     return directory, arguments
 
 
@@ -30,20 +32,24 @@ def again(first, tmp_path):
     return tmp_path / "again", arguments
 
 
+def check_taken(stdout):
+    assert KEPT in stdout
+    assert "runs once" not in stdout
+
+
 def run_fresh(tmp_path, arguments):
     """Return the history of a run that has no features to use."""
-    fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    run(TRANSFER, *arguments, cwd=fresh)
-    return read_history(fresh)
+    (tmp_path / "fresh").mkdir()
+    stdout, _ = call(TRANSFER, *arguments, cwd=tmp_path / "fresh")
+    assert COMPUTED in stdout
+    return read_history(tmp_path / "fresh")
 
 
 def test_another_learning_rate_uses_them(again, tmp_path):
     directory, arguments = again
     arguments = [*arguments, "--learning-rate", "1e-3"]
     stdout, stderr = run(TRANSFER, *arguments, cwd=directory)
-    assert TAKEN in stdout
-    assert COMPUTED not in stdout + stderr
+    check_taken(stdout + stderr)
     assert read_history(directory) == run_fresh(tmp_path, arguments)
 
 
@@ -52,7 +58,24 @@ def test_same_content_in_other_files_uses_them(again, handful, weights, tmp_path
     shutil.copy(handful, tmp_path / "copy.npz")
     shutil.copy(weights, tmp_path / "copy.weights.h5")
     arguments = ["--data", tmp_path / "copy.npz", "--weights", tmp_path / "copy.weights.h5"]
-    assert TAKEN in run(TRANSFER, *arguments, "--epochs", 1, cwd=directory)[0]
+    check_taken(call(TRANSFER, *arguments, "--epochs", 1, cwd=directory)[0])
+
+
+def test_thawed_runs_keep_a_second_file(again, tmp_path):
+    """It holds what goes into the thawed blocks, and the first one still serves the head."""
+    directory, arguments = again
+    before = (directory / FEATURES).read_bytes()
+    arguments = [*arguments, "--unfreeze", 1, "--fine-tune-epochs", 1]
+    stdout, _ = call(TRANSFER, *arguments, cwd=directory)
+    assert COMPUTED not in stdout
+    assert "VGG16 up to block4_pool runs once over 300 images" in stdout
+    assert "The outputs of block4_pool are in vgg16_block4_pool.features" in stdout
+    assert (directory / FEATURES).read_bytes() == before
+    history = read_history(directory)
+
+    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
+    assert read_history(directory) == history
+    assert history == run_fresh(tmp_path, arguments)
 
 
 def change_image(arguments, tmp_path):
@@ -83,47 +106,71 @@ def change_preprocessing(arguments, tmp_path):
     return [*arguments, "--preprocess"]
 
 
+def change_size(arguments, tmp_path):
+    return [*arguments, "--image-size", 40]
+
+
 @pytest.mark.parametrize(
-    "change", [change_image, change_weight, change_precision, change_preprocessing]
+    "change", [change_image, change_weight, change_precision, change_preprocessing, change_size]
 )
 def test_old_features_are_never_served(change, again, tmp_path):
     directory, arguments = again
     arguments = change(arguments, tmp_path)
-    stdout, _ = run(TRANSFER, *arguments, cwd=directory)
-    assert NOT_USED + "it was made with other images, weights or arguments" in stdout
+    stdout, _ = call(TRANSFER, *arguments, cwd=directory)
     assert COMPUTED in stdout
     assert read_history(directory) == run_fresh(tmp_path, arguments)
-    assert TAKEN in run(TRANSFER, *arguments, cwd=directory)[0]
-
-
-def damage(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
 
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def replace_with_arrays(path):
-    np.savez(path, features=np.zeros(3))
+def cut_the_key(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"0" * 32)
+
+
+def damage_the_key(path):
+    path.write_bytes(path.read_bytes()[:-32] + b"0" * 32)
 
 
 def replace_with_text(path):
-    path.write_text("not an archive")
+    path.write_text("no outputs")
 
 
-@pytest.mark.parametrize("harm", [damage, truncate, replace_with_arrays, replace_with_text])
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "harm", [truncate, cut_the_key, lengthen, damage_the_key, replace_with_text, empty]
+)
 def test_damaged_or_foreign_file_is_computed_again(harm, again, first):
     directory, arguments = again
-    harm(directory / "vgg16_features.npz")
-    stdout, stderr = run(TRANSFER, *arguments, cwd=directory)
-    assert NOT_USED + "it is damaged, or another program's" in stdout
+    harm(directory / FEATURES)
+    stdout, stderr = call(TRANSFER, *arguments, cwd=directory)
     assert COMPUTED in stdout
     assert stderr == ""
     assert read_history(directory) == read_history(first[0])
-    assert TAKEN in run(TRANSFER, *arguments, cwd=directory)[0]
+    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
+
+
+def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp_path):
+    (tmp_path / FEATURES).write_text("of a former run")
+    process = start(TRANSFER, "--data", subset, "--weights", weights, cwd=tmp_path)
+    for line in process.stdout:
+        if "runs once" in line:
+            break
+    while not any(path.stat().st_size for path in tmp_path.glob(f"part-*-{FEATURES}")):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / FEATURES).read_text() == "of a former run"
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -132,19 +179,17 @@ def test_precision(precision, first, tmp_path):
     directory, arguments = first
     stdout, stderr = run(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
     assert stderr == ""
+    size = 300 * 512 * 2 + 32  # two bytes a number
+    assert (tmp_path / FEATURES).stat().st_size == size
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
     policies = [layer.dtype_policy.name for layer in model.layers]
     assert set(policies[1:19]) == {precision}
     assert set(policies[19:]) == {"float32"}
 
-    loss, _ = result = read_result(stdout)
-    assert loss == pytest.approx(read_result(run_again(first))[0], rel=0.02)
-    stdout, _ = run(PREDICT, *arguments[:2], cwd=tmp_path)
+    result = read_result(stdout)
+    exact = read_result(call(TRANSFER, *arguments, cwd=directory)[0])
+    assert result[0] == pytest.approx(exact[0], rel=0.02)
+    stdout, _ = call(PREDICT, *arguments[:2], cwd=tmp_path)
     assert read_result(stdout) == pytest.approx(result, rel=1e-4)
     stdout, _ = run(PREDICT, *arguments[:2], cwd=tmp_path, TF_ENABLE_ONEDNN_OPTS="0")
     assert read_result(stdout) == pytest.approx(result, rel=0.02)
-
-
-def run_again(first):
-    directory, arguments = first
-    return run(TRANSFER, *arguments, cwd=directory)[0]

@@ -292,12 +292,6 @@ UNDIVIDED = {  # how many files each class has
         train/*.jpg 13""",
         {"car": 12, "plane": 11, "train": 13},
     ),
-    "a class called test_tube": (
-        """
-        beaker/*.jpg 11
-        test_tube/*.jpg 12""",
-        {"beaker": 11, "test_tube": 12},
-    ),
     "an empty directory, hidden ones, the system's": (
         """
         cat/*.jpg 11
@@ -392,6 +386,20 @@ def test_one_line_for_each_directory_left_aside(layout, names, tmp_path, capsys)
 
 
 ERRORS = {
+    "a class, or pictures to test with": (
+        """
+        beaker/*.jpg 11
+        test_tube/*.jpg 12""",
+        "test_tube may be a class, or pictures that are none: rename it",
+    ),
+    "a test without train": (
+        """
+        cat/*.jpg 9
+        dog/*.jpg 9
+        test/cat/*.jpg 3
+        test/dog/*.jpg 3""",
+        "test may be a class, .* put the classes to train with into a directory train",
+    ),
     "dogs-vs-cats, flat": (
         """
         train/cat.*.jpg 9
@@ -468,7 +476,7 @@ ERRORS = {
         test/b/*.jpg 9
         test/c/*.jpg 9
         test/d/*.jpg 9""",
-        "too few photos: c has 0 for train, d has 0 for train",
+        "too few readable photos: c has 0 for train, d has 0 for train",
     ),
     "too few, all at once": (
         """
@@ -480,7 +488,7 @@ ERRORS = {
         val/c/*.jpg 2
         test/a/*.jpg 2
         test/c/*.jpg 2""",
-        "too few photos: a has 1 for train, b has 0 for test: add some",
+        "too few readable photos: a has 1 for train, b has 0 for test: add some",
     ),
 }
 
