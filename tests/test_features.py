@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -193,3 +195,11 @@ def test_precision(precision, first, tmp_path):
     assert read_result(stdout) == pytest.approx(result, rel=1e-4)
     stdout, _ = run(PREDICT, *arguments[:2], cwd=tmp_path, TF_ENABLE_ONEDNN_OPTS="0")
     assert read_result(stdout) == pytest.approx(result, rel=0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_outputs_are_let_go_when_a_run_ends(again):
+    """So a second run in a notebook can replace their file where Windows would keep it."""
+    directory, arguments = again
+    call(TRANSFER, *arguments, cwd=directory)
+    assert str(directory) not in Path("/proc/self/maps").read_text()

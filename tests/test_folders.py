@@ -746,6 +746,7 @@ def test_bytes_that_look_like_a_gap_elsewhere_are_none(tmp_path):
     white.paste(draw(1, (100, 100)))
     exif = Image.Exif()
     exif[0x927C] = bytes(5000)
+    exif[0x0112] = 6  # turned: pillow-heif then gives other EXIF data than the file's
     for name in ("flat.jpg", "optimized.jpg", "progressive.jpg", "flat.heic"):
         how = {name.split(".")[0]: True} if name[0] in "op" else {}
         if name.startswith("optimized"):

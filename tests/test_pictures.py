@@ -133,7 +133,7 @@ def test_bad_directory(images, tmp_path):
     check_error(stderr, r"photos needs a directory for each class, two or more, and has 1 \(car\)")
     save_photos(tmp_path / "photos", images, 2, horse=7)
     _, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
-    check_error(stderr, "too few photos: horse has 0 for train: add some .+")
+    check_error(stderr, "too few readable photos: horse has 0 for train: add some .+")
     assert list((tmp_path / "out").iterdir()) == []
 
 
