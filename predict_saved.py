@@ -25,8 +25,9 @@ def main(argv=None):
     args = parse_arguments(argv or [])
     transfer_vgg16.import_libraries()
     model, class_names = load_model(args.model)
+    mirror = read_note(args.model, "mirror")
     if args.images:
-        return name_pictures(model, class_names, args.images, args.figure)
+        return name_pictures(model, class_names, mirror, args.images, args.figure)
     x_test, y_test = load_test_data(args, model, class_names)
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
@@ -35,7 +36,9 @@ def main(argv=None):
     print(model.evaluate(test, verbose=verbose))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = model.predict(transfer_vgg16.batches(x_test, batch_size=at_once), verbose=verbose)
+    preds = transfer_vgg16.predict(model, views(x_test, mirror), at_once, verbose)
+    if mirror:
+        transfer_vgg16.print_averaged(preds, y_test)
     transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
     return 0
@@ -79,7 +82,7 @@ def load_model(path):
         fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model another file")
     try:
         model = keras.models.load_model(path)
-        class_names = read_class_names(path)
+        class_names = read_note(path, "class_names")
         size = model.input_shape[1]
         ours = model.input_shape == (None, size, size, 3)
         ours = ours and "block5_pool" in [layer.name for layer in model.layers]
@@ -112,12 +115,14 @@ def load_model(path):
     return model, class_names
 
 
-def read_class_names(path):
-    """Return the class names that transfer_vgg16.py added to the .keras file `path`, or None."""
+def read_note(path, name):
+    """Return what transfer_vgg16.py noted as `name` in the .keras file `path`, or None."""
     with zipfile.ZipFile(path) as archive:
-        if "class_names.json" in archive.namelist():
-            return json.loads(archive.read("class_names.json"))
-        return json.loads(archive.comment) if archive.comment else None  # where they once were
+        if f"{name}.json" in archive.namelist():
+            return json.loads(archive.read(f"{name}.json"))
+        if name == "class_names" and archive.comment:  # where they once were
+            return json.loads(archive.comment)
+    return None
 
 
 def read_keras_version(path):
@@ -175,10 +180,16 @@ def list_pictures(paths):
     return files
 
 
-def name_pictures(model, class_names, paths, figure):
+def views(images, mirror):
+    """Return the arrays of which `transfer_vgg16.predict` is to take the mean."""
+    return [images, images[:, :, ::-1]] if mirror else [images]
+
+
+def name_pictures(model, class_names, mirror, paths, figure):
     """Print the three likeliest classes of each picture; draw them into the file `figure`, if any.
 
-    Return the exit status: 2, after all others are answered, where a file is no picture.
+    With `mirror`, they are averaged over the picture and its mirror image. Return the exit
+    status: 2, after all others are answered, where a file is no picture.
     """
     files = list_pictures(paths)
     numbered = [(path, row) for row, path in enumerate(files)]  # the row serves as the label
@@ -186,7 +197,7 @@ def name_pictures(model, class_names, paths, figure):
     if len(images) == 0:
         transfer_vgg16.fail("there is no picture to name: give the paths of some")
     at_once = transfer_vgg16.images_at_once(model)
-    preds = model.predict(transfer_vgg16.batches(images, batch_size=at_once), verbose=0)
+    preds = transfer_vgg16.predict(model, views(images, mirror), at_once)
     for row, probabilities in zip(rows[:, 0], preds, strict=True):
         answer = ", ".join(transfer_vgg16.likeliest(probabilities, class_names))
         print(f"{files[row]}: {answer}")

@@ -80,13 +80,13 @@ def main(argv=None):
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates:
     # `images` and `labels` are lists of three arrays, to train, to validate and to test with
     images, labels, class_names = load_images(args)
-    if args.mirror:  # a fourth array: each epoch takes an image from the first or from this one
-        images = [*images, images[0][:, :, ::-1]]
+    if args.mirror:  # two more arrays, of mirror images: to train with, and to test with
+        images = [*images, images[0][:, :, ::-1], images[2][:, :, ::-1]]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     x = inputs = keras.Input(images[0].shape[1:], name="image")
     if args.image_size != inputs.shape[1]:
-        x = layers.Resizing(args.image_size, args.image_size)(x)
+        x = layers.Resizing(args.image_size, args.image_size, "bicubic")(x)
     if args.preprocess:  # in the model, so that the saved one takes plain images all the same
         x = keras.applications.vgg16.preprocess_input(x)
     vgg16 = load_vgg16(x, args)  # include_top=False: without its own classifier
@@ -132,7 +132,8 @@ def main(argv=None):
     # `trained` has the model's own layers, no copies: to train it is to train the model. train()
     # calls fit(), and after each epoch save_best, a ModelCheckpoint for the whole model.
     history = keras.callbacks.History()  # of both trainings
-    save_best = best_model_saver(model, class_names, args.output_dir / MODEL_FILE)
+    notes = {"class_names": class_names, "mirror": args.mirror}  # for predict_saved.py
+    save_best = best_model_saver(model, notes, args.output_dir / MODEL_FILE)
     trained, data = keras.Model(head_input, model.output), head_data
     at_once = 1  # steps in a call; the head's are so short that starting them takes longer
     if not (args.end_to_end or args.distribute):
@@ -168,8 +169,9 @@ def main(argv=None):
     print(trained.evaluate(test, verbose=verbosity()))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    test = batches(data[2], batch_size=args.batch_size)
-    preds = trained.predict(test, verbose=verbosity())
+    preds = predict(trained, [data[2], *data[4:]], args.batch_size, verbosity())
+    if args.mirror:
+        print_averaged(preds, labels[2])
     print_balance(preds, labels[2], class_names)
     print_prediction(preds[0], labels[2][0], class_names)
 
@@ -1090,18 +1092,20 @@ def train(model, data, labels, epochs, batch_size, history, save_best):
         model.stop_training = True
 
 
-def best_model_saver(model, class_names, path):
+def best_model_saver(model, notes, path):
     """Return a callback that saves `model` to `path` after each epoch with a new lowest val_loss.
 
     As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained,
-    with the names of its classes, and a killed run leaves the former file whole.
+    with a JSON file in the archive for each of `notes`, and a killed run leaves the former file
+    whole.
     """
     best = math.inf
 
     def write(part):
         model.save(part)
         with zipfile.ZipFile(part, "a") as archive:
-            archive.writestr("class_names.json", json.dumps(class_names))
+            for name, note in notes.items():
+                archive.writestr(f"{name}.json", json.dumps(note))
 
     def save(epoch, logs):
         nonlocal best
@@ -1140,6 +1144,21 @@ def end_early(history, args):
 # ----- Results and figures
 
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
+
+
+def predict(model, views, batch_size, verbose=0):
+    """Return the probabilities (n, classes) that `model` gives n images, averaged over `views`.
+
+    Each of the views is an array of all n: as they are, mirrored.
+    """
+    data = [batches(x, batch_size=batch_size) for x in views]
+    return np.mean([model.predict(x, verbose=verbose) for x in data], axis=0)
+
+
+def print_averaged(probabilities, labels):
+    """Print the accuracy of `probabilities` that are averaged over images and mirror images."""
+    accuracy = np.mean(np.argmax(probabilities, axis=1) == labels[:, 0])
+    print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
 
 
 def print_balance(probabilities, labels, class_names):

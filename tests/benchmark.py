@@ -20,10 +20,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 TESTS = Path(__file__).resolve().parent
 GFLOP_PER_IMAGE = 0.626  # the thirteen convolutions at 32x32, 2 for each multiply-add
@@ -35,9 +37,10 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--optimizer": "adam"},
     {"--batch-size": "128"},
     {"--unfreeze": "1"},
-    {"--image-size": "48"},
+    {"--mirror": ""},
+    {"--fine-tune-epochs": "4"},
     {"--unfreeze": "2"},
-    {"--image-size": "80"},
+    {"--image-size": "64"},
 ]
 
 MATMUL = """
@@ -71,10 +74,23 @@ def matmul_rate(dtype):
     return float(output.split()[-1])
 
 
+def watch_memory(pid, sizes):
+    """Append the bytes of memory that are a process's own to the list `sizes` until it ends."""
+    try:
+        process = psutil.Process(pid)
+        while True:
+            memory = process.memory_info()
+            sizes.append(memory.rss - getattr(memory, "shared", 0))
+            time.sleep(0.2)
+    except psutil.NoSuchProcess:
+        return
+
+
 def run(command, directory):
     """Run `command` in `directory`; return its measurements as a dict.
 
-    seconds: start to exit; base_seconds: those in which VGG16 runs; peak: resident memory in GB.
+    seconds: start to exit; base_seconds: those in which VGG16 runs; peak: the most memory of its
+    own, in GB, which on Linux leaves out what it has mapped of files; disk: its outputs files, GB.
     """
     directory.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -87,24 +103,28 @@ def run(command, directory):
         stdout=subprocess.PIPE,
         encoding="utf-8",
     )
+    sizes = [0]
+    threading.Thread(target=watch_memory, args=(process.pid, sizes), daemon=True).start()
     lines = [(line, time.perf_counter() - start) for line in process.stdout]
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process.wait()
     seconds = time.perf_counter() - start
     if process.returncode:
         sys.exit("".join(line for line, _ in lines) + f"{command} ended with {process.returncode}")
 
     text = "".join(line for line, _ in lines)
     loss, accuracy = re.findall(r"^\[(\S+), (\S+)\]$", text, re.MULTILINE)[0]
+    averaged = re.findall(r"^averaged with .+ accuracy (\S+)$", text, re.MULTILINE)
     with (directory / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     result = {
         "seconds": seconds,
-        "peak": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
+        "peak": max(sizes) / 1e9,
+        "disk": sum(path.stat().st_size for path in directory.glob("*.features")) / 1e9,
         "val_loss": float(history[-1]["val_loss"]),
         "val_accuracy": float(history[-1]["val_accuracy"]),
         "loss": float(loss),
         "accuracy": float(accuracy),
+        "averaged": float(averaged[0]) if averaged else None,
     }
     result["curve"] = [  # seconds since the start, val_accuracy
         (at, float(match[1]))
@@ -189,7 +209,8 @@ def count_operations(flags, train, val, test):
     """Return the floating-point operations of a run on so many images, 2 for a multiply-add.
 
     A step of the training counts thrice its forward pass: the gradients of the activations and of
-    the weights cost one each. After it, the test images are evaluated and predicted. Only
+    the weights cost one each. After it, the test images are evaluated and predicted. With
+    --mirror, so are their mirror images, and VGG16 runs over those to train with as well. Only
     convolutions and dense layers count.
     """
     import keras
@@ -202,10 +223,11 @@ def count_operations(flags, train, val, test):
             _, height, width, _ = layer.output.shape
             blocks[int(layer.name[5]) - 1] += 2 * math.prod(layer.kernel.shape) * height * width
     head = 2 * (256 * base.output.shape[1] ** 2 * 512 + 256 * 10)
-    once = (train + val + test) * sum(blocks)
+    mirror = "--mirror" in flags
+    once = (train + val + test + mirror * (train + test)) * sum(blocks)
     epochs = 10 * (3 * train + val) * head
     if unfreeze:
-        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + 2 * test
+        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + (2 + mirror) * test
         epochs += fine * (sum(blocks[5 - unfreeze :]) + head)
     return once + epochs
 
@@ -258,15 +280,19 @@ def climb(data, weights, rungs, path, work):
 
     results = {name: results[name] for name in names if name in results}
     plot_ladder(results, path.with_suffix(".png"))
-    rows = [["rung", "test accuracy", "lowest-highest", "seconds", "TFLOP", "matmul GFLOP/s"]]
+    rows = [["rung", "test accuracy", "lowest-highest", "averaged", "seconds", "TFLOP"]]
+    rows[0] += ["matmul GFLOP/s", "peak GB", "disk GB"]
     for name, rung in results.items():
-        accuracies = [result["accuracy"] for result in rung["runs"]]
+        first, runs = rung["runs"][0], rung["runs"]
+        accuracies = [one["accuracy"] for one in runs]
         row = [name if name.startswith("the") else f"`{name}`"]
         row += [f"{statistics.mean(accuracies):.4f}"]
         spread = f"{min(accuracies):.4f}-{max(accuracies):.4f}"
         row += [spread if len(accuracies) > 1 else "one seed"]
-        row += [f"{rung['runs'][0]['seconds']:.0f}", f"{rung['operations'] / 1e12:.0f}"]
-        row += [f"{rung['matmul']:.0f}"]
+        averaged = [one["averaged"] for one in runs if one["averaged"]]
+        row += [f"{statistics.mean(averaged):.4f}" if averaged else "-"]
+        row += [f"{first['seconds']:.0f}", f"{rung['operations'] / 1e12:.0f}"]
+        row += [f"{rung['matmul']:.0f}", f"{first['peak']:.2f}", f"{first['disk']:.2f}"]
         rows.append(row)
     return table(rows)
 

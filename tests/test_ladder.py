@@ -37,7 +37,7 @@ def test_vgg16_gets_preprocessed_and_enlarged_images(size, handful, weights, tmp
     arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
     call(TRANSFER, *arguments, "--preprocess", "--image-size", size, cwd=tmp_path)
     with np.load(handful) as file:
-        images = tf.image.resize(file["x_test"].astype("float32"), (size, size)).numpy()
+        images = tf.image.resize(file["x_test"].astype("float32"), (size, size), "bicubic").numpy()
     base = keras.applications.VGG16(
         include_top=False, weights=str(weights), input_shape=(size, size, 3)
     )
@@ -194,10 +194,35 @@ def test_mirror_gives_the_digits_of_the_whole_network(handful, weights, tmp_path
     histories = []
     for flags in (["--mirror"], ["--mirror", "--end-to-end"], []):
         stdout, _ = call(TRANSFER, *arguments, *flags, "--unfreeze", 1, cwd=tmp_path)
-        assert ("over 460 images" in stdout) == (flags == ["--mirror"])
+        assert ("over 560 images" in stdout) == (flags == ["--mirror"])
         histories.append(read_figures(tmp_path))
     np.testing.assert_allclose(*histories[:2], rtol=0, atol=1e-3)
     assert np.abs(histories[0] - histories[2]).max() > 0.01
+
+
+def test_test_images_are_averaged_with_their_mirror_images(handful, weights, tmp_path):
+    """Both scripts print the plain figures first, then those of plain Keras's mean of the two."""
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 1, "--preprocess"]
+    stdout, _ = call(TRANSFER, *arguments, "--mirror", "--optimizer", "adam", cwd=tmp_path)
+    again, _ = call(PREDICT, "--data", handful, cwd=tmp_path)
+    model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
+    with np.load(handful) as file:
+        x, y = file["x_test"], file["y_test"][:, 0]
+    Image.fromarray(x[0]).save(tmp_path / "first.png")
+    plain = model.predict(x, verbose=0)
+    mean = (plain + model.predict(x[:, :, ::-1], verbose=0)) / 2
+    accuracy = (mean.argmax(axis=1) == y).mean()
+    assert np.abs(plain - mean).max() > 0.05
+    for text in (stdout, again):
+        assert read_result(text) == pytest.approx(model.evaluate(x, y, verbose=0), abs=1e-3)
+        found = re.search(r"\naveraged with the mirror images: accuracy (.+)\n", text)
+        assert float(found[1]) == pytest.approx(accuracy, abs=1e-4)
+        assert f"予測: {mean[0].argmax()}, 正解: [{y[0]}]" in text
+    answer, _ = call(PREDICT, "first.png", cwd=tmp_path)
+    assert f" {mean[0].max():.1%}, " in answer
+
+    call(TRANSFER, *arguments, cwd=tmp_path)
+    assert "averaged" not in call(PREDICT, "--data", handful, cwd=tmp_path)[0]
 
 
 def test_one_line_names_the_settings(handful, weights, tmp_path):
@@ -288,16 +313,21 @@ def test_one_device_cannot_be_distributed(handful, weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "block5_passes"), [({}, 0), ({"--unfreeze": "1", "--fine-tune-epochs": "2"}, 280)]
+    ("flags", "images", "block5_passes"),
+    [
+        ({}, 60, 0),
+        ({"--unfreeze": "1", "--fine-tune-epochs": "2"}, 60, 280),
+        ({"--unfreeze": "1", "--fine-tune-epochs": "2", "--mirror": ""}, 110, 290),
+    ],
 )
-def test_operations(flags, block5_passes):
+def test_operations(flags, images, block5_passes):
     """VGG16 once over 60,000 images at 32x32, 0.626 GFLOP each; the head is next to nothing.
 
     Two epochs of fine-tuning pass 40,000 images forth and back and 10,000 forth, twice over; at
-    the end, 10,000 are evaluated and predicted.
+    the end, 10,000 are evaluated and predicted. --mirror adds 40,000 and 10,000 images.
     """
     block5 = 3 * 2 * (3 * 3 * 512) * 512 * 2 * 2  # three convolutions, 2x2 pixels
-    expected = 60000 * 0.626e9 + block5_passes * 1000 * block5
+    expected = images * 1000 * 0.626e9 + block5_passes * 1000 * block5
     assert count_operations(flags, 40000, 10000, 10000) == pytest.approx(expected, rel=0.02)
 
 
