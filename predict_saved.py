@@ -7,12 +7,17 @@ python predict_saved.py --figure answer.png photo.jpg
                                            the same, drawn
 python predict_saved.py --model DIR/vgg16_cifar10.keras --data photos
                                            evaluate on the photos that no training saw
+python predict_saved.py --serve            a page on this computer where anybody drops a photo
 python predict_saved.py --help             all arguments
 """
 
 import contextlib
 import json
+import math
+import os
 import sys
+import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -24,10 +29,12 @@ def main(argv=None):
     """Name what is in the pictures that were given, or evaluate the saved model."""
     args = parse_arguments(argv or [])
     transfer_vgg16.import_libraries()
-    model, class_names = load_model(args.model)
-    mirror = read_note(args.model, "mirror")
+    model, notes = load_model(args.model)
+    if args.serve:
+        return serve(model, notes, args.host)
     if args.images:
-        return name_pictures(model, class_names, mirror, args.images, args.figure)
+        return name_pictures(model, notes, args.images, args.figure)
+    class_names = notes["class_names"]
     x_test, y_test = load_test_data(args, model, class_names)
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
@@ -36,8 +43,8 @@ def main(argv=None):
     print(model.evaluate(test, verbose=verbose))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = transfer_vgg16.predict(model, views(x_test, mirror), at_once, verbose)
-    if mirror:
+    preds = classify(model, notes, x_test, verbose)
+    if notes["mirror"]:
         transfer_vgg16.print_averaged(preds, y_test)
     transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
@@ -54,6 +61,8 @@ def parse_arguments(argv):
     add("--data", type=path, help="test on cifar10.npz or a directory (CIFAR-10, downloaded)")
     add("--all", action="store_true", help="test on all photos of --data, which are new to it")
     add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
+    add("--serve", action="store_true", help="open a page in the browser that names pictures")
+    add("--host", type=str, help="let the page be opened at this address, too (127.0.0.1)")
     args = parser.parse_intermixed_args(argv)
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
@@ -61,6 +70,10 @@ def parse_arguments(argv):
         parser.error("a .keras file is a model: give it with --model")
     if args.all and not (args.data and args.data.is_dir()):
         parser.error("--all is for a directory of photos: give it with --data")
+    if args.serve and (args.images or args.data):
+        parser.error("--serve opens a page that takes the pictures: give it none, nor --data")
+    if args.host and not args.serve:
+        parser.error("--host says where the page of --serve can be opened: add --serve")
     if args.figure and not args.images:
         parser.error("--figure draws pictures: name some")
     if args.figure and args.figure.suffix.lower() != ".png":
@@ -69,7 +82,7 @@ def parse_arguments(argv):
 
 
 def load_model(path):
-    """Return the trained model in the file `path`, and the names of its classes.
+    """Return the trained model in the file `path`, and what read_notes() returns.
 
     The model maps images (n, size, size, 3), 0-255 RGB, to probabilities (n, classes).
     Errors: status 2 where `path` is not such a file. Keras's safe mode stays on, so that no code
@@ -82,7 +95,7 @@ def load_model(path):
         fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model another file")
     try:
         model = keras.models.load_model(path)
-        class_names = read_note(path, "class_names")
+        notes = read_notes(path)
         size = model.input_shape[1]
         ours = model.input_shape == (None, size, size, 3)
         ours = ours and "block5_pool" in [layer.name for layer in model.layers]
@@ -104,25 +117,31 @@ def load_model(path):
             f"{transfer_vgg16.MODEL_FILE}"
         )
     article = model.input_shape == (None, 32, 32, 3) and model.inputs[0].name != "image"  # ours
-    if class_names is None and article and model.output_shape == (None, 10):
+    if notes["class_names"] is None and article and model.output_shape == (None, 10):
         print(f"{path} names no classes: they are taken to be CIFAR-10's, as in the article")
-        class_names = transfer_vgg16.CLASS_NAMES
-    if class_names is None or model.output_shape != (None, len(class_names)):
+        notes["class_names"] = transfer_vgg16.CLASS_NAMES
+    if model.output_shape != (None, len(notes["class_names"] or [])):
         fail(
             f"{path} does not have the names of its classes, which are lost where a program saves "
             "the model again: give --model the file that transfer_vgg16.py wrote"
         )
-    return model, class_names
+    return model, notes
 
 
-def read_note(path, name):
-    """Return what transfer_vgg16.py noted as `name` in the .keras file `path`, or None."""
+def read_notes(path):
+    """Return what transfer_vgg16.py noted in the .keras file `path`, as a dict.
+
+    class_names: list of str, or None; mirror: whether it was trained on mirror images as well;
+    temperature: see transfer_vgg16.temper().
+    """
+    notes = {"class_names": None, "mirror": False, "temperature": 1}
     with zipfile.ZipFile(path) as archive:
-        if f"{name}.json" in archive.namelist():
-            return json.loads(archive.read(f"{name}.json"))
-        if name == "class_names" and archive.comment:  # where they once were
-            return json.loads(archive.comment)
-    return None
+        if archive.comment:  # where the names once were
+            notes["class_names"] = json.loads(archive.comment)
+        for name in notes:
+            if f"{name}.json" in archive.namelist():
+                notes[name] = json.loads(archive.read(f"{name}.json"))
+    return notes
 
 
 def read_keras_version(path):
@@ -180,31 +199,118 @@ def list_pictures(paths):
     return files
 
 
-def views(images, mirror):
-    """Return the arrays of which `transfer_vgg16.predict` is to take the mean."""
-    return [images, images[:, :, ::-1]] if mirror else [images]
+def classify(model, notes, images, verbose=0):
+    """Return the probabilities (n, classes) of uint8 images (n, size, size, 3).
+
+    They are averaged over images and mirror images, and tempered, as the `notes` say.
+    """
+    views = [images, images[:, :, ::-1]] if notes["mirror"] else [images]
+    at_once = transfer_vgg16.images_at_once(model)
+    preds = transfer_vgg16.predict(model, views, at_once, verbose)
+    return transfer_vgg16.temper(preds, notes["temperature"])
 
 
-def name_pictures(model, class_names, mirror, paths, figure):
+def name_pictures(model, notes, paths, figure):
     """Print the three likeliest classes of each picture; draw them into the file `figure`, if any.
 
-    With `mirror`, they are averaged over the picture and its mirror image. Return the exit
-    status: 2, after all others are answered, where a file is no picture.
+    Return the exit status: 2, after all others are answered, where a file is no picture.
     """
     files = list_pictures(paths)
     numbered = [(path, row) for row, path in enumerate(files)]  # the row serves as the label
     images, rows, skipped = transfer_vgg16.read_photos(numbered, model.input_shape[1])
     if len(images) == 0:
         transfer_vgg16.fail("there is no picture to name: give the paths of some")
-    at_once = transfer_vgg16.images_at_once(model)
-    preds = transfer_vgg16.predict(model, views(images, mirror), at_once)
+    preds = classify(model, notes, images)
     for row, probabilities in zip(rows[:, 0], preds, strict=True):
-        answer = ", ".join(transfer_vgg16.likeliest(probabilities, class_names))
+        answer = ", ".join(transfer_vgg16.likeliest(probabilities, notes["class_names"]))
         print(f"{files[row]}: {answer}")
     if figure:
-        names = transfer_vgg16.drawable(class_names)
-        transfer_vgg16.plot_predictions(images, preds, names, figure)
+        names = transfer_vgg16.drawable(notes["class_names"])
+        maps = transfer_vgg16.explain(model, images[:25], preds.argmax(axis=1)[:25])
+        looks = transfer_vgg16.overlay(images[:25], maps)
+        transfer_vgg16.plot_predictions(images, preds, names, figure, looks=looks)
     return 2 if skipped else 0
+
+
+def serve(model, notes, host):
+    """Serve a page that names the pictures it is given, at the address `host`, until Ctrl-C.
+
+    What is uploaded is deleted within two minutes, and when the page ends.
+    Errors: status 2 without Gradio, or where nothing can be served at `host`.
+    """
+    with tempfile.TemporaryDirectory(prefix="transfer_vgg16-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # which Gradio reads when it is imported
+        try:
+            import gradio
+        except ImportError:
+            transfer_vgg16.fail("the page needs Gradio: pip install -r requirements-page.txt")
+        size, names = model.input_shape[1], notes["class_names"]
+        scale = math.ceil(256 / size)
+
+        def answer(path):
+            if path is None:  # the picture was taken away
+                return None, None, None
+            try:
+                image = transfer_vgg16.read_photo(path, size)
+            except Exception as error:  # Pillow has other ones for each format
+                reason = transfer_vgg16.first_line(error)
+                raise gradio.Error(
+                    "画像として読めません。別のファイルを選んでください / "
+                    f"This is no picture that can be read: choose another file ({reason})",
+                    print_exception=False,
+                ) from None
+            probabilities = classify(model, notes, image[None])
+            maps = transfer_vgg16.explain(model, image[None], probabilities.argmax(axis=1))
+            look = transfer_vgg16.overlay(image[None], maps)[0]
+            larger = [one.repeat(scale, axis=0).repeat(scale, axis=1) for one in (image, look)]
+            return dict(zip(names, map(float, probabilities[0]), strict=True)), *larger
+
+        picture = gradio.Image(type="filepath", label="写真 / Photo", image_mode=None)
+        picture.preprocess = lambda upload: upload and upload.path  # as it is: answer() reads it
+        page = gradio.Interface(
+            answer,
+            picture,
+            [
+                gradio.Label(num_top_classes=3, label="答え / Answer"),
+                gradio.Image(
+                    format="png", buttons=[], label="モデルに見える画像 / The model's view"
+                ),
+                gradio.Image(format="png", buttons=[], label="注目した場所 / Where it looked"),
+            ],
+            title="これは何? / What is this?",
+            live=True,
+            flagging_mode="never",
+            clear_btn=None,
+            concurrency_limit=2,
+            delete_cache=(60, 60),
+            analytics_enabled=False,
+        )
+        try:
+            _, url, _ = page.launch(
+                server_name=host or "127.0.0.1",
+                inbrowser=transfer_vgg16.plt.get_backend().lower() != "agg",  # there is a screen
+                max_file_size="20mb",
+                footer_links=[],
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+            )
+        except OSError as error:
+            reason = transfer_vgg16.first_line(error)
+            transfer_vgg16.fail(
+                f"no page can be served at {host} ({reason}): choose another --host"
+            )
+        if host:
+            print(
+                "Everybody who can reach this computer over the network can use the page, and "
+                "what they upload is sent without encryption: leave out --host to keep it here"
+            )
+        print(f"The page is at {url}: Ctrl-C here ends it")
+        try:
+            while True:
+                time.sleep(1)
+        finally:
+            page.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main(argv=None):
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     x = inputs = keras.Input(images[0].shape[1:], name="image")
     if args.image_size != inputs.shape[1]:
-        x = layers.Resizing(args.image_size, args.image_size, "bicubic")(x)
+        x = layers.Resizing(args.image_size, args.image_size)(x)
     if args.preprocess:  # in the model, so that the saved one takes plain images all the same
         x = keras.applications.vgg16.preprocess_input(x)
     vgg16 = load_vgg16(x, args)  # include_top=False: without its own classifier
@@ -184,6 +184,22 @@ def main(argv=None):
     plot_predictions(images[2], preds, names, path, labels[2], title)
     path = args.output_dir / "confusion_matrix.png"
     plot_confusion_matrix(preds, labels[2], names, path, title)
+
+    # ===== 保存したモデルの確信度と誤り(記事にはない処理) / The saved model: how sure it is, and
+    # where it looked when it was wrong (our own)
+    path = args.output_dir / MODEL_FILE
+    if best < last:
+        model.load_weights(path)
+        preds = predict(trained, [data[2], *data[4:]], args.batch_size)
+    temperature = fit_temperature(predict(trained, [data[1]], args.batch_size), labels[1])
+    add_note(path, "temperature", temperature)
+    tempered = temper(preds, temperature)
+    print(
+        f"expected calibration error: {calibration_error(preds, labels[2]):.4f}, "
+        f"{calibration_error(tempered, labels[2]):.4f} with the temperature {temperature:.2f}"
+    )
+    path = args.output_dir / "mistakes.png"
+    plot_mistakes(model, images[2], tempered, names, path, labels[2], title)
     show_figures()
     if args.demo:
         print(f"This was the demo, on drawn images, whose figures mean nothing: {args.demo}")
@@ -1116,6 +1132,17 @@ def best_model_saver(model, notes, path):
     return keras.callbacks.LambdaCallback(on_epoch_end=save)
 
 
+def add_note(path, name, note):
+    """Add `note` to the .keras file `path`, as best_model_saver() does."""
+
+    def write(part):
+        shutil.copyfile(path, part)
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.writestr(f"{name}.json", json.dumps(note))
+
+    write_whole(path, write, needed=True)
+
+
 def warm_up_and_decay(peak, steps):
     """Return a learning rate that grows to `peak` in a tenth of the `steps`, then falls towards 0.
 
@@ -1151,14 +1178,54 @@ def predict(model, views, batch_size, verbose=0):
 
     Each of the views is an array of all n: as they are, mirrored.
     """
-    data = [batches(x, batch_size=batch_size) for x in views]
-    return np.mean([model.predict(x, verbose=verbose) for x in data], axis=0)
+    count, probabilities = len(views[0]), []
+    progress = keras.utils.Progbar(len(views) * count, verbose=verbose)
+    for x in views:
+        for first in range(0, count, batch_size):
+            rows = np.asarray(x[first : first + batch_size])
+            probabilities.append(model.predict_on_batch(rows))
+            progress.add(len(rows))
+    return np.concatenate(probabilities).reshape(len(views), count, -1).mean(axis=0)
 
 
 def print_averaged(probabilities, labels):
     """Print the accuracy of `probabilities` that are averaged over images and mirror images."""
     accuracy = np.mean(np.argmax(probabilities, axis=1) == labels[:, 0])
     print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
+
+
+def temper(probabilities, temperature):
+    """Return `probabilities` as from logits divided by `temperature`: above 1, less sure."""
+    powers = np.maximum(probabilities, 1e-38).astype(float) ** (1 / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(probabilities, labels):
+    """Return the temperature, 0.1 to 100, with which the first classes are right as often as said.
+
+    The share of right answers is taken as if there were two more, one of them right: so a few
+    photos that are all right do not ask for certainty.
+    Sources: Guo et al., https://arxiv.org/abs/1706.04599, for one temperature; Clarté et al.,
+    https://arxiv.org/abs/2303.02644, for this way to find it, which takes no logarithms of the
+    probabilities that the surest answers have left over.
+    """
+    right = np.argmax(probabilities, axis=1) == labels[:, 0]
+    share = (right.sum() + 1) / (len(right) + 2)
+
+    def miss(temperature):
+        return abs(temper(probabilities, temperature).max(axis=1).mean() - share)
+
+    return float(min(np.geomspace(0.1, 100, 300), key=miss))
+
+
+def calibration_error(probabilities, labels):
+    """Return by how much the first class's probability misses the share of right answers.
+
+    It is the expected calibration error, 0 to 1, in 15 bins. Source: as fit_temperature().
+    """
+    sure, right = probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels[:, 0]
+    bins = np.minimum((sure * 15).astype(int), 14)
+    return np.abs(np.bincount(bins, right - sure)).sum() / len(sure)
 
 
 def print_balance(probabilities, labels, class_names):
@@ -1224,29 +1291,82 @@ def likeliest(probabilities, class_names):
     return [f"{class_names[i]} {probabilities[i]:.1%}" for i in np.argsort(-probabilities)[:3]]
 
 
-def plot_predictions(images, probabilities, class_names, path, labels=None, title=""):
+def explain(model, images, classes):
+    """Return how much each pixel of `images` spoke for its class in `classes`: (n, height, width).
+
+    From 0, not at all or against it, to 1, most of all. It is HiResCAM, the product of activations
+    and gradients, summed up in eight by eight fields, in the deepest layer of VGG16 before the
+    last block that has as many. Grad-CAM's mean of the gradients over all places would mix up
+    what a head tells apart that comes after Flatten.
+    Source: Draelos & Carin, https://arxiv.org/abs/2011.08891
+    """
+    convolutions = [layer for layer in model.layers if re.match("block[1-4]_conv", layer.name)]
+    layer = [one for one in convolutions if one.output.shape[1] >= 8][-1]
+    head, maps = model.layers[-1], []
+    inner = keras.Model(model.input, [layer.output, head.input])
+    for first in range(0, len(images), 5):  # few at once, as these outputs are large
+        with tf.GradientTape() as tape:
+            activations, features = inner(images[first : first + 5], training=False)
+            logits = features @ head.kernel + head.bias  # certain ones have no other gradients
+            score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
+        gradients = tape.gradient(score, activations)
+        products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
+        products = tf.reduce_sum(products, axis=-1, keepdims=True)
+        maps.append(tf.nn.relu(tf.image.resize(products, (8, 8), "area")))
+    maps = tf.image.resize(tf.concat(maps, axis=0), images.shape[1:3]).numpy()[..., 0]
+    return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-30)
+
+
+def overlay(images, maps):
+    """Return `images` with what `explain` returned as `maps` in colours on them, uint8 RGB."""
+    weights = 0.7 * maps[..., None]
+    colours = 255 * plt.colormaps["jet"](maps)[..., :3]
+    return ((1 - weights) * images + weights * colours).astype("uint8")
+
+
+def plot_mistakes(model, images, probabilities, class_names, path, labels, title):
+    """Draw the ten images of which `model` was surest and wrong, and where it looked."""
+    sure, predicted = probabilities.max(axis=1), np.argmax(probabilities, axis=1)
+    wrong = np.flatnonzero(predicted != labels[:, 0])
+    wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:10]
+    if len(wrong) == 0:
+        print(f"no wrong answers to draw into {path}")
+        with contextlib.suppress(OSError):  # that of a former run, if any
+            path.unlink()
+        return
+    images, probabilities = images[wrong], probabilities[wrong]
+    looks = overlay(images, explain(model, images, predicted[wrong]))
+    plot_predictions(images, probabilities, class_names, path, labels[wrong], title, looks)
+
+
+def plot_predictions(images, probabilities, class_names, path, labels=None, title="", looks=None):
     """Draw up to 25 images with their three likeliest classes into the PNG file `path`.
 
-    With `labels` (n, 1), the likeliest one is written alone, and the true one if it differs.
+    With `labels` (n, 1), the likeliest one is written alone, and the true one if it differs. With
+    `looks`, images from overlay(), each stands at the right of its image.
     """
-    count = min(len(images), 25)
+    count, across = min(len(images), 25), 1 if looks is None else 2
     columns = min(count, 5)
     rows = math.ceil(count / columns)
+    size = (2.4 * columns * across, 2.5 * rows)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, 2.5 * rows), squeeze=False, layout="constrained"
+        rows, columns * across, figsize=size, squeeze=False, layout="constrained"
     )
     figure.suptitle(title)
     for axis in axes.flat:
         axis.axis("off")
-    for i, axis in enumerate(axes.flat[:count]):
+    for i, (axis, *beside) in enumerate(axes.reshape(-1, across)[:count]):
         caption, color = "\n".join(likeliest(probabilities[i], class_names)), "black"
         if labels is not None:
             predicted, true = np.argmax(probabilities[i]), labels[i, 0]
             caption = f"✓ {class_names[predicted]}"
             if predicted != true:
                 color = "red"
-                caption = f"✗ {class_names[predicted]}\ntrue: {class_names[true]}"
+                sure = "" if looks is None else f" {probabilities[i, predicted]:.0%}"
+                caption = f"✗ {class_names[predicted]}{sure}\ntrue: {class_names[true]}"
         axis.imshow(images[i])
+        for right in beside:
+            right.imshow(looks[i])
         axis.set_title(caption, color=color, fontsize=14, parse_math=False)
     write_whole(path, figure.savefig)
 

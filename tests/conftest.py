@@ -34,6 +34,7 @@ WRITTEN = {  # by a whole run
     "confusion_matrix.png",
     "history.csv",
     "loss.png",
+    "mistakes.png",
     "predictions.png",
     "transfer_learning_vgg16_cifar10.png",
     FEATURES,

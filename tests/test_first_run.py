@@ -588,7 +588,8 @@ def test_full_disk_leaves_the_former_files(limit, change, name, handful, weights
     assert after == before
 
 
-ORNAMENTS = ["accuracy.png", "confusion_matrix.png", "history.csv", "loss.png", "predictions.png"]
+ORNAMENTS = ["accuracy.png", "confusion_matrix.png", "history.csv", "loss.png", "mistakes.png"]
+ORNAMENTS += ["predictions.png"]
 ORNAMENTS += ["transfer_learning_vgg16_cifar10.png"]
 
 

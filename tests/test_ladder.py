@@ -37,7 +37,7 @@ def test_vgg16_gets_preprocessed_and_enlarged_images(size, handful, weights, tmp
     arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
     call(TRANSFER, *arguments, "--preprocess", "--image-size", size, cwd=tmp_path)
     with np.load(handful) as file:
-        images = tf.image.resize(file["x_test"].astype("float32"), (size, size), "bicubic").numpy()
+        images = tf.image.resize(file["x_test"].astype("float32"), (size, size)).numpy()
     base = keras.applications.VGG16(
         include_top=False, weights=str(weights), input_shape=(size, size, 3)
     )

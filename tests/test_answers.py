@@ -1,0 +1,216 @@
+"""How sure a model says that it is, and where it looked: held against what its answers do."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from conftest import PREDICT, TRANSFER, call, make_model, read_history
+from PIL import Image
+
+import predict_saved
+import transfer_vgg16
+
+ERRORS = r"expected calibration error: (\S+), (\S+) with the temperature (\S+)\n"
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def calibration_error(probabilities, labels):
+    """Return the expected calibration error by its definition, bin after bin."""
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    error = 0
+    for i in range(15):
+        inside = (sure * 15 >= i) & ((sure * 15 < i + 1) | (i == 14))
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
+    return error
+
+
+# ----- how sure
+
+
+@pytest.fixture(scope="module")
+def overconfident():
+    """Probabilities of 20,000 images as from logits three times too large, and the labels."""
+    transfer_vgg16.import_libraries()
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (20000, 5))
+    labels = [random.choice(5, p=row) for row in softmax(logits)]
+    return softmax(3 * logits).astype("float32"), np.array(labels)[:, None]
+
+
+def test_temperature_undoes_overconfidence(overconfident):
+    probabilities, labels = overconfident
+    temperature = transfer_vgg16.fit_temperature(probabilities[:10000], labels[:10000])
+    assert temperature == pytest.approx(3, rel=0.05)
+    tempered = transfer_vgg16.temper(probabilities, temperature)
+    assert np.array_equal(tempered.argmax(axis=1), probabilities.argmax(axis=1))
+    np.testing.assert_allclose(tempered.sum(axis=1), 1)
+    before, after = (
+        transfer_vgg16.calibration_error(part[10000:], labels[10000:])
+        for part in (probabilities, tempered)
+    )
+    assert before == pytest.approx(calibration_error(probabilities[10000:], labels[10000:, 0]))
+    assert before > 0.15
+    assert after < 0.02
+    np.testing.assert_allclose(transfer_vgg16.temper(probabilities, 1), probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 6, 50])
+def test_few_photos_that_are_all_right_ask_for_no_certainty(count):
+    """Six right answers may as well come from a model that is right seven times out of eight."""
+    transfer_vgg16.import_libraries()
+    probabilities = softmax(np.full((count, 3), 1e-3) + [[30, 0, 0]])
+    temperature = transfer_vgg16.fit_temperature(probabilities, np.zeros((count, 1), int))
+    sure = transfer_vgg16.temper(probabilities, temperature).max(axis=1)
+    assert sure == pytest.approx((count + 1) / (count + 2), abs=0.01)
+
+
+def test_probabilities_of_zero_and_one_stay_numbers():
+    transfer_vgg16.import_libraries()
+    tempered = transfer_vgg16.temper(np.eye(3, dtype="float32"), 20)
+    assert np.isfinite(tempered).all()
+    assert (tempered.argmax(axis=1) == [0, 1, 2]).all()
+    assert tempered.max() < 1
+
+
+@pytest.mark.parametrize("flags", [["--mirror"], ["--learning-rate", "3e-3"]])
+def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
+    """It is not that of the last epoch, which was worse; the companion's percentages use it."""
+    arguments = ["--data", handful, "--weights", weights, "--preprocess", "--epochs", 8]
+    stdout, stderr = call(TRANSFER, *arguments, "--optimizer", "adam", *flags, cwd=tmp_path)
+    assert stderr == ""
+    losses = [row["val_loss"] for row in read_history(tmp_path)]
+    assert min(losses) < losses[-1]  # or this tests nothing
+
+    model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
+    with np.load(handful) as file:
+        x, y = file["x_test"], file["y_test"][:, 0]
+        validation = model.predict(file["x_train"][:40], verbose=0)
+        share = (np.sum(validation.argmax(axis=1) == file["y_train"][:40, 0]) + 1) / 42
+    probabilities = model.predict(x, verbose=0)
+    if flags == ["--mirror"]:
+        probabilities = (probabilities + model.predict(x[:, :, ::-1], verbose=0)) / 2
+    before, after, temperature = map(float, re.search(ERRORS, stdout).groups())
+    exact = predict_saved.read_notes(tmp_path / "vgg16_cifar10.keras")["temperature"]
+    assert temperature == pytest.approx(exact, abs=0.006)
+    sure = softmax(np.log(np.maximum(validation, 1e-38)) / exact).max(axis=1).mean()
+    assert sure == pytest.approx(share, abs=0.01)
+    tempered = softmax(np.log(np.maximum(probabilities, 1e-38)) / exact)
+    assert before == pytest.approx(calibration_error(probabilities, y), abs=2e-3)
+    assert after == pytest.approx(calibration_error(tempered, y), abs=2e-3)
+
+    Image.fromarray(x[0]).save(tmp_path / "first.png")
+    answer, _ = call(PREDICT, "first.png", cwd=tmp_path)
+    percent = float(re.search(r" ([\d.]+)%, ", answer)[1])
+    assert percent == pytest.approx(100 * tempered[0].max(), abs=0.11)
+
+
+# ----- where it looked
+
+
+def test_maps_name_what_an_answer_rests_on(tmp_path):
+    """The photos are discs on a ground; the class is the colour of the disc.
+
+    So it is the disc that speaks for the class, and covering what the map names first costs more
+    than covering as much of what it names last.
+    """
+    transfer_vgg16.import_libraries()
+    (x, y), (x_test, y_test) = transfer_vgg16.draw_images()
+    for label in range(4):
+        (tmp_path / "discs" / str(label)).mkdir(parents=True)
+        for i in np.flatnonzero(y[:, 0] == label)[:40]:
+            Image.fromarray(x[i]).save(tmp_path / "discs" / str(label) / f"{i}.png")
+    call(TRANSFER, "--data", "discs", "--epochs", 5, cwd=tmp_path)
+    model, _ = predict_saved.load_model(tmp_path / "vgg16_cifar10.keras")
+    images = x_test[y_test[:, 0] < 4][:100].repeat(4, axis=1).repeat(4, axis=2)
+    probabilities, rows = model.predict(images, verbose=0), np.arange(100)
+    classes = probabilities.argmax(axis=1)
+    maps = transfer_vgg16.explain(model, images, classes)
+    assert maps.shape == (100, 128, 128)
+    assert maps.min() >= 0
+    np.testing.assert_allclose(maps.max(axis=(1, 2)), 1, rtol=1e-5)
+
+    disc = np.abs(images.astype(int) - 230).max(axis=-1) > 60
+    inside, outside = (
+        (maps * part).sum(axis=(1, 2)) / part.sum(axis=(1, 2)) for part in (disc, ~disc)
+    )
+    assert (inside > outside).mean() >= 0.7
+    left = []
+    for order in (np.argsort(-maps.reshape(100, -1)), np.argsort(maps.reshape(100, -1))):
+        covered = images.reshape(100, -1, 3).copy()
+        for image, pixels in zip(covered, order[:, : 128 * 128 // 4], strict=True):
+            image[pixels] = image.mean(axis=0)
+        left.append(model.predict(covered.reshape(images.shape), verbose=0)[rows, classes])
+    assert left[0].mean() < left[1].mean() - 0.1
+
+
+@pytest.mark.parametrize("size", [32, 48, 128, 224])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_maps_of_every_size_and_precision(size, precision):
+    """Also those of models that the article's own code saved: float32, here with their weights."""
+    transfer_vgg16.import_libraries()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = make_model(size)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), "uint8")
+    maps = transfer_vgg16.explain(model, images, np.array([0, 1, 2]))
+    assert maps.shape == (3, size, size)
+    assert np.isfinite(maps).all()
+    assert (maps.std(axis=(1, 2)) > 0).all()
+
+
+def test_maps_are_of_the_class_that_is_asked_for(finished, subset):
+    model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
+    with np.load(subset) as file:
+        images = file["x_test"][:5]
+    one, two = (transfer_vgg16.explain(model, images, np.full(5, i)) for i in (0, 1))
+    assert np.abs(one - two).max() > 0.1
+
+
+def test_colours_lie_where_the_map_is():
+    transfer_vgg16.import_libraries()
+    images = np.full((1, 4, 4, 3), 100, "uint8")
+    maps = np.zeros((1, 4, 4))
+    maps[0, 0, 0] = 1
+    looks = transfer_vgg16.overlay(images, maps)[0]
+    assert looks.dtype == np.uint8
+    assert (looks.reshape(-1, 3)[1:] == 100).all()
+    red, green, blue = map(int, looks[0, 0])
+    assert red > 1.5 * max(green, blue)
+
+
+def test_mistakes_are_the_surest_wrong_answers(finished, subset, tmp_path, monkeypatch):
+    """Surest first, ten at most, with the class that was taken for it and its map."""
+    model, notes = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
+    with np.load(subset) as file:
+        x, y = file["x_test"], file["y_test"]
+    probabilities = model.predict(x, verbose=0)
+    drawn = {}
+    monkeypatch.setattr(
+        transfer_vgg16, "plot_predictions", lambda *args: drawn.update(enumerate(args))
+    )
+    names, path = transfer_vgg16.drawable(notes["class_names"]), tmp_path / "mistakes.png"
+    transfer_vgg16.plot_mistakes(model, x, probabilities, names, path, y, "")
+    wrong = [i for i in range(len(x)) if probabilities[i].argmax() != y[i, 0]]
+    wrong = sorted(wrong, key=lambda i: -probabilities[i].max())[:10]
+    assert len(drawn[0]) == min(10, len(wrong))
+    np.testing.assert_array_equal(drawn[0], x[wrong])
+    np.testing.assert_array_equal(drawn[4], y[wrong])
+    assert drawn[6].shape == drawn[0].shape
+
+
+def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):
+    model, notes = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
+    (tmp_path / "mistakes.png").write_text("of a former run")
+    x, y = np.zeros((3, 32, 32, 3), "uint8"), np.arange(3)[:, None]
+    names = notes["class_names"]
+    transfer_vgg16.plot_mistakes(model, x, np.eye(10)[:3], names, tmp_path / "mistakes.png", y, "")
+    assert not (tmp_path / "mistakes.png").exists()
+    assert capsys.readouterr().out == f"no wrong answers to draw into {tmp_path}/mistakes.png\n"
