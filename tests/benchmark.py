@@ -209,9 +209,9 @@ def count_operations(flags, train, val, test):
     """Return the floating-point operations of a run on so many images, 2 for a multiply-add.
 
     A step of the training counts thrice its forward pass: the gradients of the activations and of
-    the weights cost one each. After it, the test images are evaluated and predicted. With
-    --mirror, so are their mirror images, and VGG16 runs over those to train with as well. Only
-    convolutions and dense layers count.
+    the weights cost one each. After it, the test images are evaluated and predicted, and those to
+    validate with predicted. With --mirror, the test images' mirror images are predicted, too, and
+    VGG16 runs over those to train with as well. Only convolutions and dense layers count.
     """
     import keras
 
@@ -227,7 +227,9 @@ def count_operations(flags, train, val, test):
     once = (train + val + test + mirror * (train + test)) * sum(blocks)
     epochs = 10 * (3 * train + val) * head
     if unfreeze:
-        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + (2 + mirror) * test
+        fine = (
+            int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + (2 + mirror) * test + val
+        )
         epochs += fine * (sum(blocks[5 - unfreeze :]) + head)
     return once + epochs
 

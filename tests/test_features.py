@@ -1,6 +1,7 @@
 """The frozen layers' outputs are kept, used again where they fit, and never where not."""
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -161,18 +162,26 @@ def test_damaged_or_foreign_file_is_computed_again(harm, again, first):
     check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
 
 
-def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp_path):
+def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp_path, finished):
+    """Early, late, and at a random moment; the next run does as if there had been none."""
     (tmp_path / FEATURES).write_text("of a former run")
-    process = start(TRANSFER, "--data", subset, "--weights", weights, cwd=tmp_path)
-    for line in process.stdout:
-        if "runs once" in line:
-            break
-    while not any(path.stat().st_size for path in tmp_path.glob(f"part-*-{FEATURES}")):
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert (tmp_path / FEATURES).read_text() == "of a former run"
+    arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
+    size = (finished[0] / FEATURES).stat().st_size
+    for share in (0, random.random(), 0.95):
+        process = start(TRANSFER, *arguments, cwd=tmp_path)
+        while not any(
+            path.stat().st_size > share * size
+            for path in tmp_path.glob(f"part-*-{process.pid}-{FEATURES}")
+        ):
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / FEATURES).read_text() == "of a former run"
+    stdout, _ = call(TRANSFER, *arguments, cwd=tmp_path)
+    assert "runs once" in stdout
+    assert not list(tmp_path.glob("part-*"))
+    assert read_history(tmp_path) == read_history(finished[0])
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
