@@ -31,7 +31,7 @@ def main(argv=None):
     transfer_vgg16.import_libraries()
     model, notes = load_model(args.model)
     if args.serve:
-        return serve(model, notes, args.host)
+        return serve(model, notes, args.host or "127.0.0.1")
     if args.images:
         return name_pictures(model, notes, args.images, args.figure)
     class_names = notes["class_names"]
@@ -62,7 +62,7 @@ def parse_arguments(argv):
     add("--all", action="store_true", help="test on all photos of --data, which are new to it")
     add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
     add("--serve", action="store_true", help="open a page in the browser that names pictures")
-    add("--host", type=str, help="let the page be opened at this address, too (127.0.0.1)")
+    add("--host", type=str, help="let others open the page, at this address (127.0.0.1)")
     args = parser.parse_intermixed_args(argv)
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
@@ -239,7 +239,9 @@ def serve(model, notes, host):
     Errors: status 2 without Gradio, or where nothing can be served at `host`.
     """
     with tempfile.TemporaryDirectory(prefix="transfer_vgg16-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # which Gradio reads when it is imported
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        others = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+        os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio asks its own address
         try:
             import gradio
         except ImportError:
@@ -287,7 +289,7 @@ def serve(model, notes, host):
         )
         try:
             _, url, _ = page.launch(
-                server_name=host or "127.0.0.1",
+                server_name=host,
                 inbrowser=transfer_vgg16.plt.get_backend().lower() != "agg",  # there is a screen
                 max_file_size="20mb",
                 footer_links=[],
@@ -300,7 +302,7 @@ def serve(model, notes, host):
             transfer_vgg16.fail(
                 f"no page can be served at {host} ({reason}): choose another --host"
             )
-        if host:
+        if host != "127.0.0.1":
             print(
                 "Everybody who can reach this computer over the network can use the page, and "
                 "what they upload is sent without encryption: leave out --host to keep it here"

@@ -30,7 +30,8 @@ class Page:
         self.uploads = directory / "temporary"
         self.uploads.mkdir()
         command = [PREDICT, "--serve", "--model", model, *arguments]
-        self.process = start(*command, cwd=directory, TMPDIR=str(self.uploads))
+        network = dict.fromkeys(["http_proxy", "https_proxy"], "http://127.0.0.1:9")  # is down
+        self.process = start(*command, cwd=directory, TMPDIR=str(self.uploads), **network)
         self.printed = ""
         while not (line := self.process.stdout.readline()).startswith("The page is at"):
             assert line, self.process.stderr.read()
@@ -38,7 +39,9 @@ class Page:
         self.url = re.match(r"The page is at (\S+): Ctrl-C here ends it", line)[1]
 
     def files(self):
-        return [path for path in self.uploads.rglob("*") if path.is_file()]
+        """Return the files it keeps, other than those that TensorFlow writes for itself."""
+        files = [path for path in self.uploads.rglob("*") if path.is_file()]
+        return [path for path in files if not path.name.startswith("__autograph_generated")]
 
     def end(self):
         """Press Ctrl-C; return the exit status, what it printed to stderr, and the files left."""
