@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -288,6 +289,7 @@ def serve(model, notes, host):
             analytics_enabled=False,
         )
         try:
+            socket.create_server((host, 0)).close()  # Gradio would wait for ever
             _, url, _ = page.launch(
                 server_name=host,
                 inbrowser=transfer_vgg16.plt.get_backend().lower() != "agg",  # there is a screen

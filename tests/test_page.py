@@ -124,7 +124,7 @@ def test_photos_in_a_browser(page, finished, photos, tmp_path):
         check(expected[0])
         tab.screenshot(path=tmp_path / "page.png")
         for name, sentence in (("broken.png", BROKEN), ("large.png", "20")):
-            tab.get_by_label("Clear").click()
+            tab.get_by_label("Remove Image").click()
             drop(tab, tmp_path / name)
             expect(tab.get_by_text(sentence).first).to_be_visible(timeout=20_000)
         drop(tab, photos[1])
