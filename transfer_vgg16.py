@@ -168,10 +168,26 @@ def main(argv=None):
     test = batches(data[2], labels[2], batch_size=args.batch_size)
     print(trained.evaluate(test, verbose=verbosity()))
 
-    # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = predict(trained, [data[2], *data[4:]], args.batch_size, verbosity())
+    # ===== predictを使った予測 / Predict the test images
+    views = [data[2], *data[4:]]
+    preds = saved_preds = predict(trained, views, args.batch_size, verbosity())
     if args.mirror:
         print_averaged(preds, labels[2])
+
+    # ===== 保存したモデルの確信度(記事にはない処理) / How sure the saved model is (our own)
+    path = args.output_dir / MODEL_FILE
+    if best < last:
+        model.load_weights(path)
+        saved_preds = predict(trained, views, args.batch_size)
+    temperature = fit_temperature(predict(trained, [data[1]], args.batch_size), labels[1])
+    add_note(path, "temperature", temperature)
+    tempered = temper(saved_preds, temperature)
+    print(
+        f"expected calibration error: {calibration_error(saved_preds, labels[2]):.4f}, "
+        f"{calibration_error(tempered, labels[2]):.4f} with the temperature {temperature:.2f}"
+    )
+
+    # ===== 予測結果を表示 / Print the first prediction
     print_balance(preds, labels[2], class_names)
     print_prediction(preds[0], labels[2][0], class_names)
 
@@ -184,21 +200,7 @@ def main(argv=None):
     plot_predictions(images[2], preds, names, path, labels[2], title)
     path = args.output_dir / "confusion_matrix.png"
     plot_confusion_matrix(preds, labels[2], names, path, title)
-
-    # ===== 保存したモデルの確信度と誤り(記事にはない処理) / The saved model: how sure it is, and
-    # where it looked when it was wrong (our own)
-    path = args.output_dir / MODEL_FILE
-    if best < last:
-        model.load_weights(path)
-        preds = predict(trained, [data[2], *data[4:]], args.batch_size)
-    temperature = fit_temperature(predict(trained, [data[1]], args.batch_size), labels[1])
-    add_note(path, "temperature", temperature)
-    tempered = temper(preds, temperature)
-    print(
-        f"expected calibration error: {calibration_error(preds, labels[2]):.4f}, "
-        f"{calibration_error(tempered, labels[2]):.4f} with the temperature {temperature:.2f}"
-    )
-    path = args.output_dir / "mistakes.png"
+    path = args.output_dir / "mistakes.png"  # the saved model's
     plot_mistakes(model, images[2], tempered, names, path, labels[2], title)
     show_figures()
     if args.demo:

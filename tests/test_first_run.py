@@ -478,11 +478,11 @@ def save_ten_classes_again(path):
     transfer_vgg16.import_libraries()
     model = make_model(48)
     names = [f"photos of {i}" for i in range(10)]
-    saver = transfer_vgg16.best_model_saver(model, names, path)
+    saver = transfer_vgg16.best_model_saver(model, {"class_names": names}, path)
     saver.on_epoch_end(0, {"val_loss": 1.0})
-    assert predict_saved.read_class_names(path) == names
+    assert predict_saved.read_notes(path)["class_names"] == names
     keras.models.load_model(path).save(path)
-    assert predict_saved.read_class_names(path) is None
+    assert predict_saved.read_notes(path)["class_names"] is None
 
 
 def save_as_another_keras(path):
@@ -552,9 +552,10 @@ def test_class_names_travel_with_the_model(class_names, tmp_path):
     transfer_vgg16.import_libraries()
     path = tmp_path / "model.keras"
     model = make_model()
-    saver = transfer_vgg16.best_model_saver(model, class_names, path)
+    notes = {"class_names": class_names, "mirror": True, "temperature": 2.5}
+    saver = transfer_vgg16.best_model_saver(model, notes, path)
     saver.on_epoch_end(0, {"val_loss": 1.0})
-    assert predict_saved.read_class_names(path) == class_names
+    assert predict_saved.read_notes(path) == notes
     images = np.zeros((1, 32, 32, 3))
     again = keras.models.load_model(path)
     assert np.array_equal(again.predict(images, verbose=0), model.predict(images, verbose=0))
