@@ -183,7 +183,8 @@ def main(argv=None):
     add_note(path, "temperature", temperature)
     tempered = temper(saved_preds, temperature)
     print(
-        f"expected calibration error: {calibration_error(saved_preds, labels[2]):.4f}, "
+        f"expected calibration error, {len(tempered):,} test images: "
+        f"{calibration_error(saved_preds, labels[2]):.4f}, and "
         f"{calibration_error(tempered, labels[2]):.4f} with the temperature {temperature:.2f}"
     )
 
