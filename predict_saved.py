@@ -206,9 +206,15 @@ def classify(model, notes, images, verbose=0):
     They are averaged over images and mirror images, and tempered, as the `notes` say.
     """
     views = [images, images[:, :, ::-1]] if notes["mirror"] else [images]
-    at_once = transfer_vgg16.images_at_once(model)
-    preds = transfer_vgg16.predict(model, views, at_once, verbose)
-    return transfer_vgg16.temper(preds, notes["temperature"])
+    at_once, probabilities = transfer_vgg16.images_at_once(model), 0
+    progress = transfer_vgg16.keras.utils.Progbar(len(views) * len(images), verbose=verbose)
+    for view in views:
+        parts = []
+        for first in range(0, len(images), at_once):  # no batches(): the page calls this for ever
+            parts.append(model.predict_on_batch(view[first : first + at_once]))
+            progress.add(len(parts[-1]))
+        probabilities += transfer_vgg16.np.concatenate(parts) / len(views)
+    return transfer_vgg16.temper(probabilities, notes["temperature"])
 
 
 def name_pictures(model, notes, paths, figure):

@@ -1139,9 +1139,11 @@ def add_note(path, name, note):
     """Add `note` to the .keras file `path`, as best_model_saver() does."""
 
     def write(part):
-        shutil.copyfile(path, part)
-        with zipfile.ZipFile(part, "a") as archive:
-            archive.writestr(f"{name}.json", json.dumps(note))
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(part, "w") as new:
+            for member in old.infolist():
+                if member.filename != f"{name}.json":  # another run may have been here
+                    new.writestr(member, old.read(member))
+            new.writestr(f"{name}.json", json.dumps(note))
 
     write_whole(path, write, needed=True)
 
@@ -1181,14 +1183,8 @@ def predict(model, views, batch_size, verbose=0):
 
     Each of the views is an array of all n: as they are, mirrored.
     """
-    count, probabilities = len(views[0]), []
-    progress = keras.utils.Progbar(len(views) * count, verbose=verbose)
-    for x in views:
-        for first in range(0, count, batch_size):
-            rows = np.asarray(x[first : first + batch_size])
-            probabilities.append(model.predict_on_batch(rows))
-            progress.add(len(rows))
-    return np.concatenate(probabilities).reshape(len(views), count, -1).mean(axis=0)
+    data = [batches(x, batch_size=batch_size) for x in views]
+    return np.mean([model.predict(x, verbose=verbose) for x in data], axis=0)
 
 
 def print_averaged(probabilities, labels):
@@ -1333,7 +1329,6 @@ def plot_mistakes(model, images, probabilities, class_names, path, labels, title
     wrong = np.flatnonzero(predicted != labels[:, 0])
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:10]
     if len(wrong) == 0:
-        print(f"no wrong answers to draw into {path}")
         with contextlib.suppress(OSError):  # that of a former run, if any
             path.unlink()
         return

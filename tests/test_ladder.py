@@ -23,6 +23,7 @@ from conftest import (
 )
 from PIL import Image
 
+import predict_saved
 import transfer_vgg16
 
 FLAGS = ["--preprocess", "--optimizer", "adam", "--epochs", 2, "--fine-tune-epochs", 2]
@@ -219,7 +220,9 @@ def test_test_images_are_averaged_with_their_mirror_images(handful, weights, tmp
         assert float(found[1]) == pytest.approx(accuracy, abs=1e-4)
         assert f"予測: {mean[0].argmax()}, 正解: [{y[0]}]" in text
     answer, _ = call(PREDICT, "first.png", cwd=tmp_path)
-    assert f" {mean[0].max():.1%}, " in answer
+    notes = predict_saved.read_notes(tmp_path / "vgg16_cifar10.keras")
+    sure = transfer_vgg16.temper(mean, notes["temperature"])[0].max()
+    assert float(re.search(r" ([\d.]+)%, ", answer)[1]) == pytest.approx(100 * sure, abs=0.11)
 
     call(TRANSFER, *arguments, cwd=tmp_path)
     assert "averaged" not in call(PREDICT, "--data", handful, cwd=tmp_path)[0]
