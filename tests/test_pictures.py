@@ -226,9 +226,9 @@ def test_twenty_kinds_of_files(files, trained):
         assert np.abs(pixels[number - 1] - pixels[0]).mean() < 9, number
     for found in printed.values():
         assert found[0][0] == "馬"
-    assert dict(printed["06"]) == pytest.approx(dict(printed["07"]), abs=0.5)  # lossy files
+    assert dict(printed["06"]) == pytest.approx(dict(printed["07"]), abs=3)  # lossy files
     assert printed["15"] == printed["16"]
-    assert dict(printed["17"]) == pytest.approx(dict(printed["19"]), abs=0.2)
+    assert dict(printed["17"]) == pytest.approx(dict(printed["19"]), abs=1)
     assert printed["17"] == printed["18"]
 
 
