@@ -40,6 +40,7 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--mirror": ""},
     {"--fine-tune-epochs": "4"},
     {"--unfreeze": "2"},
+    {"--fine-tune-learning-rate": "2e-4"},
     {"--image-size": "64"},
 ]
 
