@@ -245,14 +245,21 @@ def serve(model, notes, host):
     What is uploaded is deleted within two minutes, and when the page ends.
     Errors: status 2 without Gradio, or where nothing can be served at `host`.
     """
-    with tempfile.TemporaryDirectory(prefix="transfer_vgg16-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+    with tempfile.TemporaryDirectory(
+        prefix="transfer_vgg16-",
+        ignore_cleanup_errors=True,  # Windows, where one is still open
+    ) as uploads:
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}  # keeps no photo
         others = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
         os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio asks its own address
         try:
             import gradio
+
+            found = int(gradio.__version__.split(".")[0]) >= 6
         except ImportError:
-            transfer_vgg16.fail("the page needs Gradio: pip install -r requirements-page.txt")
+            found = False
+        if not found:
+            transfer_vgg16.fail("the page needs Gradio 6: pip install -r requirements-page.txt")
         size, names = model.input_shape[1], notes["class_names"]
         scale = math.ceil(256 / size)
 
@@ -260,7 +267,7 @@ def serve(model, notes, host):
             if path is None:  # the picture was taken away
                 return None, None, None
             try:
-                image = transfer_vgg16.read_photo(path, size)
+                image = transfer_vgg16.read_photo(Path(path), size)
             except Exception as error:  # Pillow has other ones for each format
                 reason = transfer_vgg16.first_line(error)
                 raise gradio.Error(
@@ -298,19 +305,20 @@ def serve(model, notes, host):
             socket.create_server((host, 0)).close()  # Gradio would wait for ever
             _, url, _ = page.launch(
                 server_name=host,
-                inbrowser=transfer_vgg16.plt.get_backend().lower() != "agg",  # there is a screen
+                inbrowser=transfer_vgg16.has_screen(),
                 max_file_size="20mb",
                 footer_links=[],
+                share=False,  # in Colab, and where GRADIO_SHARE says so, it would be in public
                 prevent_thread_lock=True,
                 quiet=True,
                 ssr_mode=False,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the second where a proxy hides this computer
             reason = transfer_vgg16.first_line(error)
             transfer_vgg16.fail(
                 f"no page can be served at {host} ({reason}): choose another --host"
             )
-        if host != "127.0.0.1":
+        if host not in ("127.0.0.1", "localhost", "::1"):
             print(
                 "Everybody who can reach this computer over the network can use the page, and "
                 "what they upload is sent without encryption: leave out --host to keep it here"

@@ -80,8 +80,8 @@ def main(argv=None):
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates:
     # `images` and `labels` are lists of three arrays, to train, to validate and to test with
     images, labels, class_names = load_images(args)
-    if args.mirror:  # two more arrays, of mirror images: to train with, and to test with
-        images = [*images, images[0][:, :, ::-1], images[2][:, :, ::-1]]
+    if args.mirror:  # three more arrays, of their mirror images
+        images = [*images, *(x[:, :, ::-1] for x in images)]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     x = inputs = keras.Input(images[0].shape[1:], name="image")
@@ -158,7 +158,7 @@ def main(argv=None):
         trained, data = keras.Model(fine_tune_input, model.output), fine_tune_data
         trained.compile(**settings)
         train(trained, data, labels, args.fine_tune_epochs, args.batch_size, history, save_best)
-    if trained.stop_training:
+    if trained.stop_training or not math.isfinite(history.history["val_loss"][-1]):
         return end_early(history.history, args)
     best, last = np.argmin(history.history["val_loss"]) + 1, len(history.history["val_loss"])
     print(f"{MODEL_FILE} holds epoch {best}, with the lowest val_loss; now epoch {last} is tested")
@@ -169,17 +169,20 @@ def main(argv=None):
     print(trained.evaluate(test, verbose=verbosity()))
 
     # ===== predictを使った予測 / Predict the test images
-    views = [data[2], *data[4:]]
-    preds = saved_preds = predict(trained, views, args.batch_size, verbosity())
+    preds = saved_preds = predict(trained, data[2::3], args.batch_size, verbosity())
     if args.mirror:
         print_averaged(preds, labels[2])
 
     # ===== 保存したモデルの確信度(記事にはない処理) / How sure the saved model is (our own)
     path = args.output_dir / MODEL_FILE
     if best < last:
-        model.load_weights(path)
-        saved_preds = predict(trained, views, args.batch_size)
-    temperature = fit_temperature(predict(trained, [data[1]], args.batch_size), labels[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the optimizer's state, which may not fit, is not used
+            model.load_weights(path)
+        saved_preds = predict(trained, data[2::3], args.batch_size)
+    temperature = fit_temperature(predict(trained, data[1::3], args.batch_size), labels[1])
     add_note(path, "temperature", temperature)
     tempered = temper(saved_preds, temperature)
     print(
@@ -343,6 +346,7 @@ def import_libraries():
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.utils.clear_session()
+    tf.distribute.experimental_set_strategy(None)
     socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
 
 
@@ -755,9 +759,9 @@ def split_photos(found, below, class_names):
     paths = [path for classes in found.values() for one in classes.values() for path in below[one]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         number = dict(zip(paths, pool.map(hash_number, paths), strict=True))
-    missing = [part for part in ("test", "validation") if part not in found]
-    if "validation" in found:  # which serves as the test, too
-        missing = []
+    missing = []  # where there is a validation part, it serves as the test, too
+    if "validation" not in found:
+        missing = [part for part in ("test", "validation") if part not in found]
     files, parts, labels = {part: [] for part in PARTS}, defaultdict(set), defaultdict(set)
     for part, classes in found.items():
         for name, folder in classes.items():
@@ -1145,7 +1149,7 @@ def add_note(path, name, note):
                     new.writestr(member, old.read(member))
             new.writestr(f"{name}.json", json.dumps(note))
 
-    write_whole(path, write, needed=True)
+    write_whole(path, write)  # not needed: the model is there, whole
 
 
 def warm_up_and_decay(peak, steps):
@@ -1306,7 +1310,8 @@ def explain(model, images, classes):
     for first in range(0, len(images), 5):  # few at once, as these outputs are large
         with tf.GradientTape() as tape:
             activations, features = inner(images[first : first + 5], training=False)
-            logits = features @ head.kernel + head.bias  # certain ones have no other gradients
+            # The logits, as a certain answer's probability has no gradients
+            logits = tf.cast(features, "float32") @ head.kernel + head.bias
             score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
         gradients = tape.gradient(score, activations)
         products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
@@ -1396,9 +1401,14 @@ def plot_confusion_matrix(probabilities, labels, class_names, path, title):
 
 def show_figures():
     """Show all figures where the place can: in windows, which a user closes, or in a notebook."""
-    if plt.get_backend().lower() != "agg":  # which matplotlib takes where there is no screen
+    if has_screen():
         plt.show()
     plt.close("all")
+
+
+def has_screen():
+    """Return whether there is something to show figures on: a screen, or a notebook."""
+    return plt.get_backend().lower() != "agg"  # which matplotlib takes elsewhere
 
 
 # ----- Files, errors and the start

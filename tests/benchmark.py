@@ -35,12 +35,11 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--precision": "mixed_bfloat16"},
     {"--preprocess": ""},
     {"--optimizer": "adam"},
-    {"--batch-size": "128"},
+    {"--batch-size": "64"},
     {"--unfreeze": "1"},
     {"--mirror": ""},
     {"--fine-tune-epochs": "4"},
     {"--unfreeze": "2"},
-    {"--fine-tune-learning-rate": "2e-4"},
     {"--image-size": "64"},
 ]
 
@@ -211,8 +210,8 @@ def count_operations(flags, train, val, test):
 
     A step of the training counts thrice its forward pass: the gradients of the activations and of
     the weights cost one each. After it, the test images are evaluated and predicted, and those to
-    validate with predicted. With --mirror, the test images' mirror images are predicted, too, and
-    VGG16 runs over those to train with as well. Only convolutions and dense layers count.
+    validate with predicted. With --mirror, VGG16 runs over all mirror images as well, and those to
+    validate and to test with are predicted, too. Only convolutions and dense layers count.
     """
     import keras
 
@@ -225,12 +224,11 @@ def count_operations(flags, train, val, test):
             blocks[int(layer.name[5]) - 1] += 2 * math.prod(layer.kernel.shape) * height * width
     head = 2 * (256 * base.output.shape[1] ** 2 * 512 + 256 * 10)
     mirror = "--mirror" in flags
-    once = (train + val + test + mirror * (train + test)) * sum(blocks)
+    once = (1 + mirror) * (train + val + test) * sum(blocks)
     epochs = 10 * (3 * train + val) * head
     if unfreeze:
-        fine = (
-            int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val) + (2 + mirror) * test + val
-        )
+        fine = int(flags.get("--fine-tune-epochs", 3)) * (3 * train + val)
+        fine += test + (1 + mirror) * (test + val)
         epochs += fine * (sum(blocks[5 - unfreeze :]) + head)
     return once + epochs
 
@@ -268,7 +266,7 @@ def climb(data, weights, rungs, path, work):
         flags |= more
         name = " ".join(["+", *(f"{flag} {value}".strip() for flag, value in more.items())])
         names.append(name if more else "the article's settings")
-        if names[i] in results or i not in rungs:
+        if results.get(names[i], {}).get("flags") == flags or i not in rungs:
             continue
         command = [TESTS.parent / "transfer_vgg16.py", "--data", data, "--weights", weights]
         command += [word for item in flags.items() for word in item if word]
@@ -277,7 +275,12 @@ def climb(data, weights, rungs, path, work):
         if runs[0]["seconds"] < 300:
             runs += [run([*command, "--seed", seed], work / str(i)) for seed in ("1", "2")]
         operations = count_operations(flags, train - val, val, test)
-        results[names[i]] = {"runs": runs, "operations": operations, "matmul": rate}
+        results[names[i]] = {
+            "flags": dict(flags),
+            "runs": runs,
+            "operations": operations,
+            "matmul": rate,
+        }
         print(f"{names[i]}: {results[names[i]]}", flush=True)
         path.write_text(json.dumps(results, indent=1))
 

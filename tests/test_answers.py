@@ -5,7 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import PREDICT, TRANSFER, call, make_model, read_history
+from conftest import PREDICT, TRANSFER, call, make_model, read_history, run
 from PIL import Image
 
 import predict_saved
@@ -78,11 +78,18 @@ def test_probabilities_of_zero_and_one_stay_numbers():
     assert tempered.max() < 1
 
 
-@pytest.mark.parametrize("flags", [["--mirror"], ["--learning-rate", "3e-3"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mirror"],
+        ["--learning-rate", "3e-3"],
+        ["--unfreeze", "1", "--fine-tune-epochs", "1", "--fine-tune-learning-rate", "1e-2"],
+    ],
+)
 def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     """It is not that of the last epoch, which was worse; the companion's percentages use it."""
     arguments = ["--data", handful, "--weights", weights, "--preprocess", "--epochs", 8]
-    stdout, stderr = call(TRANSFER, *arguments, "--optimizer", "adam", *flags, cwd=tmp_path)
+    stdout, stderr = run(TRANSFER, *arguments, "--optimizer", "adam", *flags, cwd=tmp_path)
     assert stderr == ""
     losses = [row["val_loss"] for row in read_history(tmp_path)]
     assert min(losses) < losses[-1]  # or this tests nothing
@@ -90,11 +97,13 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
     with np.load(handful) as file:
         x, y = file["x_test"], file["y_test"][:, 0]
-        validation = model.predict(file["x_train"][:40], verbose=0)
-        share = (np.sum(validation.argmax(axis=1) == file["y_train"][:40, 0]) + 1) / 42
-    probabilities = model.predict(x, verbose=0)
-    if flags == ["--mirror"]:
-        probabilities = (probabilities + model.predict(x[:, :, ::-1], verbose=0)) / 2
+        x_val, y_val = file["x_train"][:40], file["y_train"][:40, 0]
+    steps = (1, -1) if flags == ["--mirror"] else (1,)  # the mirror images' mean with the images
+    validation, probabilities = (
+        np.mean([model.predict(images[:, :, ::step], verbose=0) for step in steps], axis=0)
+        for images in (x_val, x)
+    )
+    share = (np.sum(validation.argmax(axis=1) == y_val) + 1) / 42
     before, after, temperature = map(float, re.search(ERRORS, stdout).groups())
     exact = predict_saved.read_notes(tmp_path / "vgg16_cifar10.keras")["temperature"]
     assert temperature == pytest.approx(exact, abs=0.006)
@@ -150,7 +159,7 @@ def test_maps_name_what_an_answer_rests_on(tmp_path):
 
 
 @pytest.mark.parametrize("size", [32, 48, 128, 224])
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_maps_of_every_size_and_precision(size, precision):
     """Also those of models that the article's own code saved: float32, here with their weights."""
     transfer_vgg16.import_libraries()
@@ -203,7 +212,8 @@ def test_mistakes_are_the_surest_wrong_answers(finished, subset, tmp_path, monke
     assert len(drawn[0]) == min(10, len(wrong))
     np.testing.assert_array_equal(drawn[0], x[wrong])
     np.testing.assert_array_equal(drawn[4], y[wrong])
-    assert drawn[6].shape == drawn[0].shape
+    maps = transfer_vgg16.explain(model, x[wrong], probabilities[wrong].argmax(axis=1))
+    np.testing.assert_array_equal(drawn[6], transfer_vgg16.overlay(x[wrong], maps))
 
 
 def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):

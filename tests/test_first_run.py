@@ -436,10 +436,12 @@ def test_bad_weights(write, sentence, name, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_diverging_training(weights, tmp_path):
+@pytest.mark.parametrize("flags", [["--epochs", 3], ["--epochs", 1, "--batch-size", 100000]])
+def test_diverging_training(flags, weights, tmp_path):
+    """Also where the last update is the bad one, so that only val_loss tells."""
     data = write_data(tmp_path / "data.npz")
     arguments = ["--data", data, "--weights", weights, "--learning-rate", "1e30"]
-    _, stderr = call(TRANSFER, *arguments, "--epochs", 3, cwd=tmp_path, status=2)
+    _, stderr = call(TRANSFER, *arguments, *flags, cwd=tmp_path, status=2)
     check_error(
         stderr, r"the loss did not stay finite in epoch \d: choose a lower --learning-rate"
     )

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from conftest import PREDICT, call, check_error, run, run_program, start
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("gradio", "playwright") if not importlib.util.find_spec(name)]
@@ -21,6 +22,7 @@ needs_browser = pytest.mark.skipif(
     not CHROMIUM or bool(MISSING), reason=f"needs Chromium, gradio and playwright: no {MISSING}"
 )
 BROKEN = "This is no picture that can be read: choose another file"
+TOO_LARGE = "exceed the maximum allowed size of 20"
 
 
 class Page:
@@ -60,10 +62,11 @@ def page(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def photos(images, tmp_path_factory):
-    """Ten pictures: test images, enlarged."""
+    """Ten pictures, of the kinds that cameras make: test images, enlarged."""
+    register_heif_opener()
     directory = tmp_path_factory.mktemp("photos")
     for i in range(10):
-        path = directory / f"{i}.png"
+        path = directory / f"{i}.{('jpg', 'png', 'heic', 'webp')[i % 4]}"
         Image.fromarray(images["x_test"][i]).resize((300, 200)).save(path)
     return sorted(directory.iterdir())
 
@@ -123,7 +126,7 @@ def test_photos_in_a_browser(page, finished, photos, tmp_path):
         drop(tab, photos[0])
         check(expected[0])
         tab.screenshot(path=tmp_path / "page.png")
-        for name, sentence in (("broken.png", BROKEN), ("large.png", "20")):
+        for name, sentence in (("broken.png", BROKEN), ("large.png", TOO_LARGE)):
             tab.get_by_label("Remove Image").click()
             drop(tab, tmp_path / name)
             expect(tab.get_by_text(sentence).first).to_be_visible(timeout=20_000)

@@ -117,16 +117,6 @@ def test_train_and_test_directories(images, tmp_path):
     assert read_result(printed) == pytest.approx(read_result(stdout), rel=1e-3)
 
 
-def test_photos_are_mirrored_at_random(tmp_path):
-    """Each row of a batch is that of the one array or of the other, both about as often."""
-    x, y = np.arange(1000)[:, None], np.arange(1000)[:, None]
-    for batch, labels in transfer_vgg16.batches(x, y, batch_size=1000, mirrored=-x - 1):
-        batch, labels = batch.numpy(), labels.numpy()
-    mirrored = batch < 0
-    assert (np.where(mirrored, -batch - 1, batch) == labels).all()
-    assert 400 < mirrored.sum() < 600
-
-
 def test_bad_directory(images, tmp_path):
     save_photos(tmp_path / "photos", images, 20, car=1)
     arguments = ["--data", "photos", "--output-dir", "out"]
