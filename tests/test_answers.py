@@ -1,6 +1,9 @@
 """How sure a model says that it is, and where it looked: held against what its answers do."""
 
+import os
 import re
+import socket
+import zipfile
 
 import keras
 import numpy as np
@@ -117,6 +120,19 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     answer, _ = call(PREDICT, "first.png", cwd=tmp_path)
     percent = float(re.search(r" ([\d.]+)%, ", answer)[1])
     assert percent == pytest.approx(100 * tempered[0].max(), abs=0.11)
+
+
+def test_note_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+    """The model is there, whole: a line tells that its percentages stay as they are."""
+    transfer_vgg16.import_libraries()
+    path = tmp_path / "vgg16_cifar10.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mirror.json", "true")
+    before = path.read_bytes()
+    (tmp_path / f"part-{socket.gethostname()}-{os.getpid()}-{path.name}").mkdir()  # in its way
+    transfer_vgg16.add_note(path, "temperature", 2.0)
+    assert re.fullmatch(rf"{path} could not be written \(.+\): .+\n", capsys.readouterr().out)
+    assert path.read_bytes() == before
 
 
 # ----- where it looked

@@ -274,10 +274,12 @@ def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp
 def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
     """Two logical CPU devices share each batch, as several GPUs would.
 
-    Without dropout: each device draws a mask of its own, so no digits could be compared.
+    Without dropout: each device draws a mask of its own, so no digits could be compared. The
+    companion, in the same process, is not shared.
     """
     program = """
         import sys
+        import predict_saved
         import transfer_vgg16
 
         transfer_vgg16.import_libraries()
@@ -289,6 +291,7 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
         status = transfer_vgg16.main(sys.argv[1:])
         strategy = tf.distribute.get_strategy()
         print("devices that shared each batch:", strategy.num_replicas_in_sync)
+        predict_saved.main(["photo.png"])
         sys.exit(status)
     """
     arguments = ["--data", handful, "--weights", weights, *FLAGS, *flags]
@@ -296,9 +299,11 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
     for devices, more in ((1, []), (2, ["--distribute"])):
         directory = tmp_path / str(devices)
         directory.mkdir()
+        Image.new("RGB", (40, 40), "blue").save(directory / "photo.png")
         stdout, stderr = run_program(program, *arguments, *more, cwd=directory)
         assert stderr == ""
-        assert stdout.endswith(f"devices that shared each batch: {devices}\n")
+        alone, _ = call(PREDICT, "photo.png", cwd=directory)
+        assert stdout.endswith(f"devices that shared each batch: {devices}\n{alone}")
         histories.append(read_figures(directory))
         results.append(read_result(stdout))
     np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
