@@ -6,7 +6,7 @@ The steps, settings and file names of main() are those of the article
 https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
 Test accuracy 0.527 after ten epochs, as with the article's own code on the same images (a JPEG
-copy of CIFAR-10), in 178 s, some ten times faster, on two cores of an AMD EPYC without GPU.
+copy of CIFAR-10), in 173 s, some ten times faster, on two cores of an AMD EPYC without GPU.
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
