@@ -6,7 +6,7 @@ The steps, settings and file names of main() are those of the article
 https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
 Test accuracy 0.527 after ten epochs, as with the article's own code on the same images (a JPEG
-copy of CIFAR-10), in 173 s, some ten times faster, on two cores of an AMD EPYC without GPU.
+copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU: docs/speed.md compares times.
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
@@ -1370,7 +1370,8 @@ def plot_predictions(images, probabilities, class_names, path, labels=None, titl
         axis.imshow(images[i])
         for right in beside:
             right.imshow(looks[i])
-        axis.set_title(caption, color=color, fontsize=14, parse_math=False)
+        side = "center" if looks is None else "left"  # there is room above the second image
+        axis.set_title(caption, loc=side, color=color, fontsize=14, parse_math=False)
     write_whole(path, figure.savefig)
 
 
