@@ -207,18 +207,21 @@ def test_host_that_is_not_ours(finished, tmp_path):
     check_error(stderr, r"no page can be served at 192\.0\.2\.1 \(.+\): choose another --host")
 
 
-def test_without_gradio(finished, tmp_path):
-    program = """
+@pytest.mark.parametrize("found", ["None", "types.SimpleNamespace(__version__='5.49.1')"])
+def test_without_gradio(found, finished, tmp_path):
+    """It is not installed, or too old."""
+    program = f"""
         import sys
+        import types
 
-        sys.modules["gradio"] = None
+        sys.modules["gradio"] = {found}
         import predict_saved
 
         sys.exit(predict_saved.main(["--serve", "--model", sys.argv[1]]))
     """
     model = finished[0] / "vgg16_cifar10.keras"
     _, stderr = run_program(program, model, cwd=tmp_path, status=2)
-    check_error(stderr, "the page needs Gradio: pip install -r requirements-page.txt")
+    check_error(stderr, "the page needs Gradio 6: pip install -r requirements-page.txt")
 
 
 @pytest.mark.parametrize(
