@@ -168,7 +168,7 @@ def main(argv=None):
     test = batches(data[2], labels[2], batch_size=args.batch_size)
     print(trained.evaluate(test, verbose=verbosity()))
 
-    # ===== predictを使った予測 / Predict the test images
+    # ===== predictを使った予測 / Predict the test images (every third array: mirror images, too)
     preds = saved_preds = predict(trained, data[2::3], args.batch_size, verbosity())
     if args.mirror:
         print_averaged(preds, labels[2])
@@ -177,9 +177,7 @@ def main(argv=None):
     path = args.output_dir / MODEL_FILE
     if best < last:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the optimizer's state, which may not fit, is not used
+            warnings.simplefilter("ignore")  # that the optimizer, which rests now, does not fit
             model.load_weights(path)
         saved_preds = predict(trained, data[2::3], args.batch_size)
     temperature = fit_temperature(predict(trained, data[1::3], args.batch_size), labels[1])
@@ -405,8 +403,8 @@ def use_devices(distribute):
     if distribute and len(devices) < 2:
         fail("--distribute needs two GPUs or more, which TensorFlow does not see: leave it out")
     names = [device.name for device in devices]
-    strategy = tf.distribute.MirroredStrategy(names) if distribute else None
-    tf.distribute.experimental_set_strategy(strategy)
+    if distribute:
+        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(names))
 
 
 def print_settings(args):

@@ -260,31 +260,28 @@ def climb(data, weights, rungs, path, work):
     with np.load(data) as file:
         train, test = len(file["y_train"]), len(file["y_test"])
     val = train // 5
-    results = json.loads(path.read_text()) if path.exists() else {}
-    flags, names = {}, []
+    results = json.loads(path.read_text()) if path.exists() else {}  # by all flags of a rung
+    flags, names = {}, {}
     for i, more in enumerate(LADDER):
         flags |= more
         name = " ".join(["+", *(f"{flag} {value}".strip() for flag, value in more.items())])
-        names.append(name if more else "the article's settings")
-        if results.get(names[i], {}).get("flags") == flags or i not in rungs:
+        words = [word for item in flags.items() for word in item if word]
+        key = " ".join(words)
+        names[key] = name if more else "the article's settings"
+        if key in results or i not in rungs:
             continue
         command = [TESTS.parent / "transfer_vgg16.py", "--data", data, "--weights", weights]
-        command += [word for item in flags.items() for word in item if word]
+        command += words
         rate = matmul_rate("bfloat16" if "--precision" in flags else "float32")
         runs = [run(command, work / str(i))]
         if runs[0]["seconds"] < 300:
             runs += [run([*command, "--seed", seed], work / str(i)) for seed in ("1", "2")]
         operations = count_operations(flags, train - val, val, test)
-        results[names[i]] = {
-            "flags": dict(flags),
-            "runs": runs,
-            "operations": operations,
-            "matmul": rate,
-        }
-        print(f"{names[i]}: {results[names[i]]}", flush=True)
+        results[key] = {"runs": runs, "operations": operations, "matmul": rate}
+        print(f"{names[key]}: {results[key]}", flush=True)
         path.write_text(json.dumps(results, indent=1))
 
-    results = {name: results[name] for name in names if name in results}
+    results = {name: results[key] for key, name in names.items() if key in results}
     plot_ladder(results, path.with_suffix(".png"))
     rows = [["rung", "test accuracy", "lowest-highest", "averaged", "seconds", "TFLOP"]]
     rows[0] += ["matmul GFLOP/s", "peak GB", "disk GB"]
