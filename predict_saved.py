@@ -13,8 +13,11 @@ python predict_saved.py --help             all arguments
 
 import contextlib
 import json
+import logging
 import math
 import os
+import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -191,9 +194,8 @@ def list_pictures(paths):
             pictures, _, others = transfer_vgg16.find_pictures(path)
             print(f"{path}: {len(pictures):,} pictures, {others:,} other files")
             files += pictures
-        elif {"*", "?"} & set(
-            path.name
-        ) and not path.exists():  # a Windows prompt does not expand it
+        elif any(mark in path.name for mark in "*?") and not path.exists():
+            # A Windows prompt does not expand it
             files += sorted(path.parent.glob(path.name)) or [path]
         else:
             files.append(path)
@@ -233,7 +235,8 @@ def name_pictures(model, notes, paths, figure):
         print(f"{files[row]}: {answer}")
     if figure:
         names = transfer_vgg16.drawable(notes["class_names"])
-        maps = transfer_vgg16.explain(model, images[:25], preds.argmax(axis=1)[:25])
+        classes, mirror = preds.argmax(axis=1)[:25], notes["mirror"]
+        maps = transfer_vgg16.explain(model, images[:25], classes, mirror)
         looks = transfer_vgg16.overlay(images[:25], maps)
         transfer_vgg16.plot_predictions(images, preds, names, figure, looks=looks)
     return 2 if skipped else 0
@@ -245,13 +248,7 @@ def serve(model, notes, host):
     What is uploaded is deleted within two minutes, and when the page ends.
     Errors: status 2 without Gradio, or where nothing can be served at `host`.
     """
-    with tempfile.TemporaryDirectory(
-        prefix="transfer_vgg16-",
-        ignore_cleanup_errors=True,  # Windows, where one is still open
-    ) as uploads:
-        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}  # keeps no photo
-        others = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-        os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio asks its own address
+    with upload_directory(host) as uploads:
         try:
             import gradio
 
@@ -269,19 +266,23 @@ def serve(model, notes, host):
             try:
                 image = transfer_vgg16.read_photo(Path(path), size)
             except Exception as error:  # Pillow has other ones for each format
-                reason = transfer_vgg16.first_line(error)
+                # Where it lies here is nobody's business
+                reason = str(error).replace(repr(path), Path(path).name)
+                reason = transfer_vgg16.first_line(reason)
                 raise gradio.Error(
                     "画像として読めません。別のファイルを選んでください / "
                     f"This is no picture that can be read: choose another file ({reason})",
                     print_exception=False,
                 ) from None
             probabilities = classify(model, notes, image[None])
-            maps = transfer_vgg16.explain(model, image[None], probabilities.argmax(axis=1))
+            best, mirror = probabilities.argmax(axis=1), notes["mirror"]
+            maps = transfer_vgg16.explain(model, image[None], best, mirror)
             look = transfer_vgg16.overlay(image[None], maps)[0]
             larger = [one.repeat(scale, axis=0).repeat(scale, axis=1) for one in (image, look)]
             return dict(zip(names, map(float, probabilities[0]), strict=True)), *larger
 
-        picture = gradio.Image(type="filepath", label="写真 / Photo", image_mode=None)
+        label = "写真 (20 MB まで) / Photo (up to 20 MB)"
+        picture = gradio.Image(type="filepath", label=label, image_mode=None)
         picture.preprocess = lambda upload: upload and upload.path  # as it is: answer() reads it
         page = gradio.Interface(
             answer,
@@ -298,7 +299,6 @@ def serve(model, notes, host):
             flagging_mode="never",
             clear_btn=None,
             concurrency_limit=2,
-            delete_cache=(60, 60),
             analytics_enabled=False,
         )
         try:
@@ -318,17 +318,61 @@ def serve(model, notes, host):
             transfer_vgg16.fail(
                 f"no page can be served at {host} ({reason}): choose another --host"
             )
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if host not in ("127.0.0.1", "localhost"):
             print(
-                "Everybody who can reach this computer over the network can use the page, and "
-                "what they upload is sent without encryption: leave out --host to keep it here"
+                "Everybody who can reach this computer over the network can use the page, at its "
+                f"name or address and port {page.server_port}, and what they upload is sent "
+                "without encryption: leave out --host to keep it here"
             )
+        # A browser that is closed during an upload is not the teacher's business
+        logging.getLogger("uvicorn.error").setLevel("CRITICAL")
         print(f"The page is at {url}: Ctrl-C here ends it")
         try:
-            while True:
+            while True:  # not Gradio's delete_cache: it forgets uploads that were broken off
                 time.sleep(1)
+                delete_old_files(uploads, 90)
         finally:
             page.close(verbose=False)
+
+
+@contextlib.contextmanager
+def upload_directory(host):
+    """Give Gradio a directory for what is uploaded, deleted at the end, and its settings.
+
+    What a page left there that was killed is deleted as well.
+    """
+    prefix = "transfer_vgg16-"  # then the process
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(ValueError):
+            if not transfer_vgg16.psutil.pid_exists(int(old.name.split("-")[1])):
+                shutil.rmtree(old, ignore_errors=True)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {  # to close the terminal is a Ctrl-C, too
+        number: signal.signal(number, signal.default_int_handler) for number in numbers
+    }
+    environment = dict(os.environ)
+    others = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f"{prefix}{os.getpid()}-",
+            ignore_cleanup_errors=True,  # Windows, where one is still open
+        ) as uploads:
+            os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
+            os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio asks its own address
+            yield Path(uploads)
+    finally:
+        os.environ.clear()
+        os.environ |= environment
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def delete_old_files(directory, seconds):
+    """Delete the files in `directory` and below that were last written `seconds` ago or more."""
+    for path in directory.rglob("*"):
+        with contextlib.suppress(OSError):  # on Windows, one that is still open
+            if path.is_file() and path.stat().st_mtime < time.time() - seconds:
+                path.unlink()
 
 
 if __name__ == "__main__":

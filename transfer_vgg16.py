@@ -124,7 +124,7 @@ def main(argv=None):
         head_input = vgg16.output
         if args.unfreeze < 5:
             fine_tune_input = model.get_layer(f"block{5 - args.unfreeze}_pool").output
-    key = features_key(images, vgg16, args)
+    key = features_key(images, vgg16)
     fine_tune_data = run_once(model.input, fine_tune_input, images, key, args.output_dir)
     head_data = run_once(fine_tune_input, head_input, fine_tune_data, key, args.output_dir)
 
@@ -174,20 +174,13 @@ def main(argv=None):
         print_averaged(preds, labels[2])
 
     # ===== 保存したモデルの確信度(記事にはない処理) / How sure the saved model is (our own)
-    path = args.output_dir / MODEL_FILE
     if best < last:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer, which rests now, does not fit
-            model.load_weights(path)
+        model.set_weights(save_best.best_weights)
         saved_preds = predict(trained, data[2::3], args.batch_size)
     temperature = fit_temperature(predict(trained, data[1::3], args.batch_size), labels[1])
-    add_note(path, "temperature", temperature)
+    save_model(model, notes | {"temperature": temperature}, args.output_dir / MODEL_FILE)
     tempered = temper(saved_preds, temperature)
-    print(
-        f"expected calibration error, {len(tempered):,} test images: "
-        f"{calibration_error(saved_preds, labels[2]):.4f}, and "
-        f"{calibration_error(tempered, labels[2]):.4f} with the temperature {temperature:.2f}"
-    )
+    print_calibration(saved_preds, tempered, labels[2], temperature)
 
     # ===== 予測結果を表示 / Print the first prediction
     print_balance(preds, labels[2], class_names)
@@ -203,7 +196,7 @@ def main(argv=None):
     path = args.output_dir / "confusion_matrix.png"
     plot_confusion_matrix(preds, labels[2], names, path, title)
     path = args.output_dir / "mistakes.png"  # the saved model's
-    plot_mistakes(model, images[2], tempered, names, path, labels[2], title)
+    plot_mistakes(model, images[2], tempered, names, path, labels[2], title, args.mirror)
     show_figures()
     if args.demo:
         print(f"This was the demo, on drawn images, whose figures mean nothing: {args.demo}")
@@ -880,6 +873,8 @@ def read_photo(path, size):
     Errors: OSError, and whatever else Pillow raises for a file that is no picture or damaged.
     """
     with Image.open(path) as image:
+        if not Image.MIME.get(image.format, "").startswith("image/"):  # as of EPS, a program
+            raise OSError(f"{image.format} files are not read")
         if image.format == "PNG":
             with Image.open(path) as again:
                 again.verify()  # its checksums, which loading does not look at
@@ -977,10 +972,9 @@ def draw_model(model, path):
 # ----- Frozen layers, run once
 
 
-def features_key(images, vgg16, args):
+def features_key(images, vgg16):
     """Return, as 32 bytes, a digest of all that VGG16's outputs for `images` depend on."""
-    settings = f"{args.image_size} {args.preprocess} {args.precision} {args.mirror}"
-    digest = hashlib.sha256(settings.encode())
+    digest = hashlib.sha256(f"{len(images)} {vgg16.to_json()}".encode())  # mirrored or not, layers
     for array in (*images[:3], *vgg16.get_weights()):
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array))
@@ -1008,9 +1002,10 @@ def run_once(start, end, arrays, key, directory):
     if not written or bytes(np.memmap(path, mode="r")[size:]) != key:
         free = shutil.disk_usage(directory).free
         if size > free:
+            old = f" (the old {path.name} there is of no use now)" if path.exists() else ""
             fail(
                 f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and "
-                f"{free / 1e9:.1f} are free in {directory.resolve()}: free some, or choose "
+                f"{free / 1e9:.1f} are free in {directory.resolve()}: free some{old}, or choose "
                 "another --output-dir, or a smaller --image-size"
             )
         print(f"VGG16 up to {name} runs once over {shape[0]:,} images, for all epochs:")
@@ -1116,11 +1111,23 @@ def train(model, data, labels, epochs, batch_size, history, save_best):
 def best_model_saver(model, notes, path):
     """Return a callback that saves `model` to `path` after each epoch with a new lowest val_loss.
 
-    As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained,
-    with a JSON file in the archive for each of `notes`, and a killed run leaves the former file
-    whole.
+    As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained.
+    Its attribute best_weights is what model.get_weights() returned then.
     """
     best = math.inf
+
+    def save(epoch, logs):
+        nonlocal best
+        if logs["val_loss"] < best:
+            best, callback.best_weights = logs["val_loss"], model.get_weights()
+            save_model(model, notes, path, needed=True)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=save)
+    return callback
+
+
+def save_model(model, notes, path, needed=False):
+    """Save `model` as write_whole() does, with a JSON file in the archive for each of `notes`."""
 
     def write(part):
         model.save(part)
@@ -1128,26 +1135,7 @@ def best_model_saver(model, notes, path):
             for name, note in notes.items():
                 archive.writestr(f"{name}.json", json.dumps(note))
 
-    def save(epoch, logs):
-        nonlocal best
-        if logs["val_loss"] < best:
-            best = logs["val_loss"]
-            write_whole(path, write, needed=True)
-
-    return keras.callbacks.LambdaCallback(on_epoch_end=save)
-
-
-def add_note(path, name, note):
-    """Add `note` to the .keras file `path`, as best_model_saver() does."""
-
-    def write(part):
-        with zipfile.ZipFile(path) as old, zipfile.ZipFile(part, "w") as new:
-            for member in old.infolist():
-                if member.filename != f"{name}.json":  # another run may have been here
-                    new.writestr(member, old.read(member))
-            new.writestr(f"{name}.json", json.dumps(note))
-
-    write_whole(path, write)  # not needed: the model is there, whole
+    write_whole(path, write, needed)
 
 
 def warm_up_and_decay(peak, steps):
@@ -1229,6 +1217,15 @@ def calibration_error(probabilities, labels):
     return np.abs(np.bincount(bins, right - sure)).sum() / len(sure)
 
 
+def print_calibration(probabilities, tempered, labels, temperature):
+    """Print the calibration errors of `probabilities`, and of these with the `temperature`."""
+    before, after = (calibration_error(each, labels) for each in (probabilities, tempered))
+    print(
+        f"expected calibration error, {len(labels):,} test images: {before:.4f}, and "
+        f"{after:.4f} with the temperature {temperature:.2f}"
+    )
+
+
 def print_balance(probabilities, labels, class_names):
     """Print what no model at all would reach, and the class that is recognised worst."""
     counts = np.bincount(labels[:, 0], minlength=len(class_names))
@@ -1292,30 +1289,35 @@ def likeliest(probabilities, class_names):
     return [f"{class_names[i]} {probabilities[i]:.1%}" for i in np.argsort(-probabilities)[:3]]
 
 
-def explain(model, images, classes):
+def explain(model, images, classes, mirror):
     """Return how much each pixel of `images` spoke for its class in `classes`: (n, height, width).
 
     From 0, not at all or against it, to 1, most of all. It is HiResCAM, the product of activations
     and gradients, summed up in eight by eight fields, in the deepest layer of VGG16 before the
-    last block that has as many. Grad-CAM's mean of the gradients over all places would mix up
-    what a head tells apart that comes after Flatten.
+    last block that has as many; with `mirror`, the sum over the images and their mirror images.
+    Grad-CAM's mean of the gradients over all places would mix up what a head tells apart that
+    comes after Flatten.
     Source: Draelos & Carin, https://arxiv.org/abs/2011.08891
     """
     convolutions = [layer for layer in model.layers if re.match("block[1-4]_conv", layer.name)]
     layer = [one for one in convolutions if one.output.shape[1] >= 8][-1]
-    head, maps = model.layers[-1], []
+    head, maps = model.layers[-1], 0
     inner = keras.Model(model.input, [layer.output, head.input])
-    for first in range(0, len(images), 5):  # few at once, as these outputs are large
-        with tf.GradientTape() as tape:
-            activations, features = inner(images[first : first + 5], training=False)
-            # The logits, as a certain answer's probability has no gradients
-            logits = tf.cast(features, "float32") @ head.kernel + head.bias
-            score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
-        gradients = tape.gradient(score, activations)
-        products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
-        products = tf.reduce_sum(products, axis=-1, keepdims=True)
-        maps.append(tf.nn.relu(tf.image.resize(products, (8, 8), "area")))
-    maps = tf.image.resize(tf.concat(maps, axis=0), images.shape[1:3]).numpy()[..., 0]
+    for step in (1, -1) if mirror else (1,):  # along the rows: as they are, mirrored
+        parts = []
+        for first in range(0, len(images), 5):  # few at once, as these outputs are large
+            with tf.GradientTape() as tape:
+                view = images[first : first + 5, :, ::step]
+                activations, features = inner(view, training=False)
+                # The logits, as a certain answer's probability has no gradients
+                logits = tf.cast(features, "float32") @ head.kernel + head.bias
+                score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
+            gradients = tape.gradient(score, activations)
+            products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
+            products = tf.reduce_sum(products, axis=-1, keepdims=True)
+            parts.append(tf.image.resize(products, (8, 8), "area"))
+        maps += tf.concat(parts, axis=0)[:, :, ::step]
+    maps = tf.image.resize(tf.nn.relu(maps), images.shape[1:3]).numpy()[..., 0]
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-30)
 
 
@@ -1326,7 +1328,7 @@ def overlay(images, maps):
     return ((1 - weights) * images + weights * colours).astype("uint8")
 
 
-def plot_mistakes(model, images, probabilities, class_names, path, labels, title):
+def plot_mistakes(model, images, probabilities, class_names, path, labels, title, mirror):
     """Draw the ten images of which `model` was surest and wrong, and where it looked."""
     sure, predicted = probabilities.max(axis=1), np.argmax(probabilities, axis=1)
     wrong = np.flatnonzero(predicted != labels[:, 0])
@@ -1336,7 +1338,7 @@ def plot_mistakes(model, images, probabilities, class_names, path, labels, title
             path.unlink()
         return
     images, probabilities = images[wrong], probabilities[wrong]
-    looks = overlay(images, explain(model, images, predicted[wrong]))
+    looks = overlay(images, explain(model, images, predicted[wrong], mirror))
     plot_predictions(images, probabilities, class_names, path, labels[wrong], title, looks)
 
 
@@ -1432,8 +1434,20 @@ def make_output_dir(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+        delete_parts(path)
     except OSError as error:
         fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
+
+
+PART = f"part-{socket.gethostname()}-"  # then the process and the file: no other run writes to it
+
+
+def delete_parts(directory):
+    """Delete what runs on this computer that were killed left half-written in `directory`."""
+    for part in directory.glob(f"{PART}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(part.name.removeprefix(PART).split("-")[0])):
+                part.unlink()
 
 
 def write_whole(path, write, needed=False):
@@ -1442,12 +1456,8 @@ def write_whole(path, write, needed=False):
     A run that is killed leaves `path` as it was. Where a program holds the file, this waits a
     little, then says so. Errors: status 2 if it is `needed`.
     """
-    ours = f"part-{socket.gethostname()}-"  # no other run, here or elsewhere, writes to that
-    part = path.with_name(f"{ours}{os.getpid()}-{path.name}")
-    for old in path.parent.glob(f"{ours}*-{path.name}"):  # of runs that were killed
-        with contextlib.suppress(OSError, ValueError):
-            if not psutil.pid_exists(int(old.name.removeprefix(ours).split("-")[0])):
-                old.unlink()
+    delete_parts(path.parent)
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
         write(part)
         for seconds in (0.2, 1, 3):

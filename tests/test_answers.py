@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import zipfile
 
 import keras
 import numpy as np
@@ -122,17 +121,41 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     assert percent == pytest.approx(100 * tempered[0].max(), abs=0.11)
 
 
-def test_note_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     """The model is there, whole: a line tells that its percentages stay as they are."""
     transfer_vgg16.import_libraries()
     path = tmp_path / "vgg16_cifar10.keras"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("mirror.json", "true")
-    before = path.read_bytes()
-    (tmp_path / f"part-{socket.gethostname()}-{os.getpid()}-{path.name}").mkdir()  # in its way
-    transfer_vgg16.add_note(path, "temperature", 2.0)
+    path.write_text("of the best epoch")
+    part = tmp_path / f"part-{socket.gethostname()}-{os.getpid()}-{path.name}"
+    part.mkdir()  # in its way
+    (part / "file").touch()
+    transfer_vgg16.save_model(make_model(), {"temperature": 2.0}, path)
     assert re.fullmatch(rf"{path} could not be written \(.+\): .+\n", capsys.readouterr().out)
-    assert path.read_bytes() == before
+    assert path.read_text() == "of the best epoch"
+
+
+def test_another_run_in_the_same_directory(handful, weights, tmp_path, monkeypatch):
+    """Its model is not taken for this one's best, nor given this one's temperature."""
+    arguments = ["--data", handful, "--weights", weights, "--mirror", "--epochs", 8]
+    arguments += ["--optimizer", "adam", "--preprocess"]
+    (tmp_path / "alone").mkdir()
+    alone, _ = call(TRANSFER, *arguments, cwd=tmp_path / "alone")
+    losses = [row["val_loss"] for row in read_history(tmp_path / "alone")]
+    assert min(losses) < losses[-1]  # or this tests nothing
+    path, print_averaged = tmp_path / "vgg16_cifar10.keras", transfer_vgg16.print_averaged
+
+    def meanwhile(*args):
+        path.write_text("the other run's")
+        print_averaged(*args)
+
+    monkeypatch.setattr(transfer_vgg16, "print_averaged", meanwhile)
+    stdout, _ = call(TRANSFER, *arguments, cwd=tmp_path)
+    assert re.search(ERRORS, stdout)[0] == re.search(ERRORS, alone)[0]
+    notes = [predict_saved.read_notes(one / path.name) for one in (tmp_path, tmp_path / "alone")]
+    assert notes[0] == notes[1]
+    models = [keras.models.load_model(one / path.name) for one in (tmp_path, tmp_path / "alone")]
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # ----- where it looked
@@ -151,11 +174,11 @@ def test_maps_name_what_an_answer_rests_on(tmp_path):
         for i in np.flatnonzero(y[:, 0] == label)[:40]:
             Image.fromarray(x[i]).save(tmp_path / "discs" / str(label) / f"{i}.png")
     call(TRANSFER, "--data", "discs", "--epochs", 5, cwd=tmp_path)
-    model, _ = predict_saved.load_model(tmp_path / "vgg16_cifar10.keras")
+    model, notes = predict_saved.load_model(tmp_path / "vgg16_cifar10.keras")
     images = x_test[y_test[:, 0] < 4][:100].repeat(4, axis=1).repeat(4, axis=2)
-    probabilities, rows = model.predict(images, verbose=0), np.arange(100)
+    probabilities, rows = predict_saved.classify(model, notes, images), np.arange(100)
     classes = probabilities.argmax(axis=1)
-    maps = transfer_vgg16.explain(model, images, classes)
+    maps = transfer_vgg16.explain(model, images, classes, notes["mirror"])
     assert maps.shape == (100, 128, 128)
     assert maps.min() >= 0
     np.testing.assert_allclose(maps.max(axis=(1, 2)), 1, rtol=1e-5)
@@ -170,8 +193,24 @@ def test_maps_name_what_an_answer_rests_on(tmp_path):
         covered = images.reshape(100, -1, 3).copy()
         for image, pixels in zip(covered, order[:, : 128 * 128 // 4], strict=True):
             image[pixels] = image.mean(axis=0)
-        left.append(model.predict(covered.reshape(images.shape), verbose=0)[rows, classes])
-    assert left[0].mean() < left[1].mean() - 0.1
+        covered = predict_saved.classify(model, notes, covered.reshape(images.shape))
+        left.append(covered[rows, classes])
+    assert (left[0] < left[1]).sum() >= 70  # a map of noise: 50
+
+
+def test_maps_with_mirror_images_are_of_both(finished, subset):
+    """The map of a mirror image is the mirror image of the map, as the answers are the same."""
+    model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
+    with np.load(subset) as file:
+        images = file["x_test"][:5]
+    mirrored, classes = images[:, :, ::-1], np.arange(5)
+    explain = transfer_vgg16.explain
+    maps = explain(model, images, classes, True)
+    np.testing.assert_allclose(
+        maps[:, :, ::-1], explain(model, mirrored, classes, True), atol=1e-3
+    )
+    one_sided = explain(model, images, classes, False)
+    assert np.abs(one_sided[:, :, ::-1] - explain(model, mirrored, classes, False)).max() > 0.1
 
 
 @pytest.mark.parametrize("size", [32, 48, 128, 224])
@@ -185,7 +224,7 @@ def test_maps_of_every_size_and_precision(size, precision):
     finally:
         keras.config.set_dtype_policy("float32")
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), "uint8")
-    maps = transfer_vgg16.explain(model, images, np.array([0, 1, 2]))
+    maps = transfer_vgg16.explain(model, images, np.array([0, 1, 2]), False)
     assert maps.shape == (3, size, size)
     assert np.isfinite(maps).all()
     assert (maps.std(axis=(1, 2)) > 0).all()
@@ -195,7 +234,7 @@ def test_maps_are_of_the_class_that_is_asked_for(finished, subset):
     model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
     with np.load(subset) as file:
         images = file["x_test"][:5]
-    one, two = (transfer_vgg16.explain(model, images, np.full(5, i)) for i in (0, 1))
+    one, two = (transfer_vgg16.explain(model, images, np.full(5, i), False) for i in (0, 1))
     assert np.abs(one - two).max() > 0.1
 
 
@@ -222,13 +261,13 @@ def test_mistakes_are_the_surest_wrong_answers(finished, subset, tmp_path, monke
         transfer_vgg16, "plot_predictions", lambda *args: drawn.update(enumerate(args))
     )
     names, path = transfer_vgg16.drawable(notes["class_names"]), tmp_path / "mistakes.png"
-    transfer_vgg16.plot_mistakes(model, x, probabilities, names, path, y, "")
+    transfer_vgg16.plot_mistakes(model, x, probabilities, names, path, y, "", False)
     wrong = [i for i in range(len(x)) if probabilities[i].argmax() != y[i, 0]]
     wrong = sorted(wrong, key=lambda i: -probabilities[i].max())[:10]
     assert len(drawn[0]) == min(10, len(wrong))
     np.testing.assert_array_equal(drawn[0], x[wrong])
     np.testing.assert_array_equal(drawn[4], y[wrong])
-    maps = transfer_vgg16.explain(model, x[wrong], probabilities[wrong].argmax(axis=1))
+    maps = transfer_vgg16.explain(model, x[wrong], probabilities[wrong].argmax(axis=1), False)
     np.testing.assert_array_equal(drawn[6], transfer_vgg16.overlay(x[wrong], maps))
 
 
@@ -237,6 +276,7 @@ def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):
     (tmp_path / "mistakes.png").write_text("of a former run")
     x, y = np.zeros((3, 32, 32, 3), "uint8"), np.arange(3)[:, None]
     names = notes["class_names"]
-    transfer_vgg16.plot_mistakes(model, x, np.eye(10)[:3], names, tmp_path / "mistakes.png", y, "")
-    assert not (tmp_path / "mistakes.png").exists()
+    path = tmp_path / "mistakes.png"
+    transfer_vgg16.plot_mistakes(model, x, np.eye(10)[:3], names, path, y, "", False)
+    assert not path.exists()
     assert capsys.readouterr().out == ""  # the article's last line stays the last one

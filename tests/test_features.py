@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 from conftest import FEATURES, PREDICT, TRANSFER, call, read_history, read_result, run, start
+
+import transfer_vgg16
 
 KEPT = f"The outputs of block5_pool are in {FEATURES} ("
 COMPUTED = "VGG16 up to block5_pool runs once over 300 images, for all epochs:"
@@ -125,6 +129,24 @@ def test_old_features_are_never_served(change, again, tmp_path):
     check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
 
 
+def test_edited_script_computes_again(again, tmp_path):
+    """Readers are asked to change main(): here, how the images are enlarged."""
+    directory, arguments = again
+    arguments = [*arguments, "--image-size", 40]
+    call(TRANSFER, *arguments, cwd=directory)
+    text, before = (
+        TRANSFER.read_text(encoding="utf-8"),
+        "Resizing(args.image_size, args.image_size)",
+    )
+    assert text.count(before) == 1
+    edited = tmp_path / "edited.py"
+    edited.write_text(text.replace(before, 'Resizing(40, 40, "nearest")'), encoding="utf-8")
+    stdout, stderr = run(edited, *arguments, cwd=directory)
+    assert stderr == ""
+    assert COMPUTED in stdout
+    assert read_history(directory) != run_fresh(tmp_path, arguments)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -182,6 +204,20 @@ def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp
     assert "runs once" in stdout
     assert not list(tmp_path.glob("part-*"))
     assert read_history(tmp_path) == read_history(finished[0])
+
+
+def test_parts_of_killed_runs_make_room_first(tmp_path):
+    """Whatever they were to become, and before the free disk is looked at."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    left = tmp_path / f"part-{host}-{dead.pid}-vgg16_block3_pool.features"
+    others = [tmp_path / f"part-{host}-{os.getpid()}-x", tmp_path / f"part-other-{dead.pid}-x"]
+    for path in (left, *others):
+        path.touch()
+    transfer_vgg16.import_libraries()
+    transfer_vgg16.make_output_dir(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shutil
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +31,7 @@ class Page:
 
     def __init__(self, model, directory, *arguments):
         self.uploads = directory / "temporary"
-        self.uploads.mkdir()
+        self.uploads.mkdir(exist_ok=True)
         command = [PREDICT, "--serve", "--model", model, *arguments]
         network = dict.fromkeys(["http_proxy", "https_proxy"], "http://127.0.0.1:9")  # is down
         self.process = start(*command, cwd=directory, TMPDIR=str(self.uploads), **network)
@@ -45,9 +46,9 @@ class Page:
         files = [path for path in self.uploads.rglob("*") if path.is_file()]
         return [path for path in files if not path.name.startswith("__autograph_generated")]
 
-    def end(self):
+    def end(self, way=signal.SIGINT):
         """Press Ctrl-C; return the exit status, what it printed to stderr, and the files left."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(way)
         _, stderr = self.process.communicate(timeout=60)
         return self.process.returncode, stderr, self.files()
 
@@ -167,26 +168,81 @@ def test_two_hundred_requests(page, finished, photos, tmp_path):
     assert page.end() == (130, "stopped\n", [])
 
 
+def break_off_an_upload(url):
+    """Send the beginning of a large file, and hang up."""
+    address = re.match(r"http://(.+):(\d+)/", url).groups()
+    with socket.create_connection(address) as connection:
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 15000000\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        connection.sendall(head.encode() + bytes(5_000_000))
+        time.sleep(1)
+
+
 @needs_gradio
 def test_uploads_are_deleted_while_it_runs(page, photos):
+    """Those that were answered, and one that was broken off, of which nobody hears anything."""
     from gradio_client import Client, handle_file
 
     client = Client(page.url, verbose=False, download_files=False)
     client.predict(handle_file(photos[0]), api_name="/answer")
+    answered = page.files()
+    break_off_an_upload(page.url)
     files = page.files()
-    assert files
-    for _ in range(130):
+    assert answered
+    assert len(files) > len(answered)
+    for _ in range(120):
         if not any(path.exists() for path in files):
-            return
+            break
         time.sleep(1)
-    raise AssertionError(f"still there after 130 s: {files}")
+    assert page.files() == []
+    client.predict(handle_file(photos[0]), api_name="/answer")
+    assert page.end() == (130, "stopped\n", [])
+
+
+@needs_gradio
+@pytest.mark.parametrize("way", [signal.SIGHUP, signal.SIGTERM])
+def test_closed_terminal_leaves_no_upload(way, page, photos):
+    from gradio_client import Client, handle_file
+
+    client = Client(page.url, verbose=False, download_files=False)
+    client.predict(handle_file(photos[0]), api_name="/answer")
+    assert page.files()
+    assert page.end(way) == (130, "stopped\n", [])
+
+
+@needs_gradio
+def test_next_page_deletes_what_a_killed_one_left(page, finished, photos, tmp_path):
+    from gradio_client import Client, handle_file
+
+    client = Client(page.url, verbose=False, download_files=False)
+    client.predict(handle_file(photos[0]), api_name="/answer")
+    assert page.end(signal.SIGKILL)[2]
+    following = Page(finished[0] / "vgg16_cifar10.keras", tmp_path)
+    assert following.files() == []
+    following.end()
+
+
+@needs_gradio
+def test_what_is_no_picture(page, tmp_path):
+    """The sentence names the file, not the server's directory; a program is not run."""
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(page.url, verbose=False, download_files=False)
+    Image.new("RGB", (50, 50)).save(tmp_path / "drawing.eps")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, reason in (("drawing.eps", "EPS files are not read"), ("text.png", "text.png")):
+        with pytest.raises(AppError, match=rf"{BROKEN} \([^/]*{reason}\)"):
+            client.predict(handle_file(tmp_path / name), api_name="/answer")
 
 
 @needs_gradio
 def test_open_host_is_told(finished, tmp_path):
     page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, "--host", "0.0.0.0")
     assert (
-        "Everybody who can reach this computer over the network can use the page" in page.printed
+        "Everybody who can reach this computer over the network can use the page, at its name or "
+        f"address and port {page.url.rsplit(':', 1)[1].strip('/')}, and what" in page.printed
     )
     connections = psutil.Process(page.process.pid).net_connections("inet")
     assert [one.laddr.ip for one in connections if one.status == "LISTEN"] == ["0.0.0.0"]
