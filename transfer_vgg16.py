@@ -6,7 +6,7 @@ The steps, settings and file names of main() are those of the article
 https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
 Test accuracy 0.527 after ten epochs, as with the article's own code on the same images (a JPEG
-copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU: docs/speed.md compares times.
+copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder.md).
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
@@ -402,7 +402,7 @@ def use_devices(distribute):
 
 def print_settings(args):
     """Print the settings of the training, whether they were given or not."""
-    names = [*DEFAULTS, "learning_rate", "batch_size"]
+    names = [*DEFAULTS, "learning_rate", "batch_size", "precision"]
     names += ["unfreeze", "fine_tune_epochs", "fine_tune_learning_rate"] if args.unfreeze else []
     texts = [f"{name.replace('_', '-')} {getattr(args, name)}" for name in [*names, "seed"]]
     print(f"settings: {', '.join(texts)}")
@@ -924,6 +924,8 @@ def load_vgg16(x, args):
     Errors: status 2 where no source gives them.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
+    if args.weights and not args.weights.exists():
+        fail(f"{args.weights} does not exist: give --weights the path of an .h5 file")
     sources = ["imagenet", *([WEIGHTS_COPY] if WEIGHTS_COPY.exists() else [])]
     if args.demo or has_photos(args):
         sources.reverse()
@@ -1221,8 +1223,8 @@ def print_calibration(probabilities, tempered, labels, temperature):
     """Print the calibration errors of `probabilities`, and of these with the `temperature`."""
     before, after = (calibration_error(each, labels) for each in (probabilities, tempered))
     print(
-        f"expected calibration error, {len(labels):,} test images: {before:.4f}, and "
-        f"{after:.4f} with the temperature {temperature:.2f}"
+        f"expected calibration error of the saved model, {len(labels):,} test images: "
+        f"{before:.4f}, and {after:.4f} with the temperature {temperature:.2f}"
     )
 
 

@@ -37,9 +37,9 @@ LADDER = [  # each rung has the flags of those before it as well; a later value 
     {"--optimizer": "adam"},
     {"--batch-size": "64"},
     {"--unfreeze": "1"},
-    {"--mirror": ""},
     {"--fine-tune-epochs": "4"},
     {"--unfreeze": "2"},
+    {"--mirror": ""},
     {"--image-size": "64"},
 ]
 
@@ -260,13 +260,13 @@ def climb(data, weights, rungs, path, work):
     with np.load(data) as file:
         train, test = len(file["y_train"]), len(file["y_test"])
     val = train // 5
-    results = json.loads(path.read_text()) if path.exists() else {}  # by all flags of a rung
+    results = json.loads(path.read_text()) if path.exists() else {}  # by images and flags
     flags, names = {}, {}
     for i, more in enumerate(LADDER):
         flags |= more
         name = " ".join(["+", *(f"{flag} {value}".strip() for flag, value in more.items())])
         words = [word for item in flags.items() for word in item if word]
-        key = " ".join(words)
+        key = " ".join([f"{train} images", *words])
         names[key] = name if more else "the article's settings"
         if key in results or i not in rungs:
             continue

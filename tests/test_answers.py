@@ -13,7 +13,7 @@ from PIL import Image
 import predict_saved
 import transfer_vgg16
 
-ERRORS = r"expected calibration error, 100 test images: (\S+), and (\S+) with the .+ (\S+)\n"
+ERRORS = r"expected calibration error .+, 100 test images: (\S+), and (\S+) with the .+ (\S+)\n"
 
 
 def softmax(logits):

@@ -233,7 +233,7 @@ def test_one_line_names_the_settings(handful, weights, tmp_path):
     arguments = ["--data", handful, "--weights", weights, "--optimizer", "adam", "--epochs", 1]
     stdout, _ = call(TRANSFER, *arguments, "--seed", 3, cwd=tmp_path)
     line = "settings: image-size 32, preprocess False, mirror False, optimizer adam, epochs 1, "
-    assert f"\n{line}learning-rate 0.001, batch-size 32, seed 3\n" in stdout
+    assert f"\n{line}learning-rate 0.001, batch-size 32, precision float32, seed 3\n" in stdout
 
 
 # ----- every rung's model
