@@ -175,7 +175,7 @@ def main(argv=None):
 
     # ===== 保存したモデルの確信度(記事にはない処理) / How sure the saved model is (our own)
     if best < last:
-        model.set_weights(save_best.best_weights)
+        save_best.restore()
         saved_preds = predict(trained, data[2::3], args.batch_size)
     temperature = fit_temperature(predict(trained, data[1::3], args.batch_size), labels[1])
     save_model(model, notes | {"temperature": temperature}, args.output_dir / MODEL_FILE)
@@ -1114,24 +1114,38 @@ def best_model_saver(model, notes, path):
     """Return a callback that saves `model` to `path` after each epoch with a new lowest val_loss.
 
     As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained.
-    Its attribute best_weights is what model.get_weights() returned then.
+    Its method restore() gives the model its weights of then, which are in a nameless file as well:
+    another run may have replaced that at `path`.
     """
-    best = math.inf
+    lowest, kept = math.inf, tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
 
     def save(epoch, logs):
-        nonlocal best
-        if logs["val_loss"] < best:
-            best, callback.best_weights = logs["val_loss"], model.get_weights()
-            save_model(model, notes, path, needed=True)
+        nonlocal lowest
+        if logs["val_loss"] < lowest:
+            lowest = logs["val_loss"]
+            save_model(model, notes, path, needed=True, weights_to=kept)
+
+    def restore():
+        kept.seek(0)
+        for weight in model.weights:
+            weight.assign(np.load(kept))
 
     callback = keras.callbacks.LambdaCallback(on_epoch_end=save)
+    callback.restore = restore
     return callback
 
 
-def save_model(model, notes, path, needed=False):
-    """Save `model` as write_whole() does, with a JSON file in the archive for each of `notes`."""
+def save_model(model, notes, path, needed=False, weights_to=None):
+    """Save `model` as write_whole() does, with a JSON file in the archive for each of `notes`.
+
+    `weights_to`, an open file, gets the weights alone, one NumPy array after the other.
+    """
 
     def write(part):
+        if weights_to:
+            weights_to.seek(0)
+            for weight in model.weights:
+                np.save(weights_to, weight)
         model.save(part)
         with zipfile.ZipFile(part, "a") as archive:
             for name, note in notes.items():
