@@ -658,7 +658,12 @@ def is_picture(path):
     if kind is None and os.path.isfile(path):
         with contextlib.suppress(Exception), Image.open(path) as image:  # errors vary by format
             kind = image.format
-    return os.path.isfile(path) and Image.MIME.get(kind, "").startswith("image/")
+    return os.path.isfile(path) and is_of_pictures(kind)
+
+
+def is_of_pictures(kind):
+    """Return whether Pillow's format `kind` is one of pictures, unlike EPS, a program, or MPEG."""
+    return Image.MIME.get(kind, "").startswith("image/")
 
 
 def leave_aside(path, reason):
@@ -873,7 +878,7 @@ def read_photo(path, size):
     Errors: OSError, and whatever else Pillow raises for a file that is no picture or damaged.
     """
     with Image.open(path) as image:
-        if not Image.MIME.get(image.format, "").startswith("image/"):  # as of EPS, a program
+        if not is_of_pictures(image.format):
             raise OSError(f"{image.format} files are not read")
         if image.format == "PNG":
             with Image.open(path) as again:
