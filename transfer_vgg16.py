@@ -12,7 +12,7 @@ copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
                                                    as VGG16's outputs are kept
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
-    python transfer_vgg16.py --demo                try the installation, without any download
+    python transfer_vgg16.py --demo                try it on small drawings, without any download
     python transfer_vgg16.py --help                all arguments
     python predict_saved.py                        use the model that was saved
 """
@@ -55,9 +55,222 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+
+@contextlib.contextmanager
+def quiet_import():
+    """Hold back TensorFlow's start-up lines, unless it aborts; one sentence for a broken package.
+
+    After an abort, nothing of this process runs: so another one holds the lines, and prints them
+    unless they end in a zero byte.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    loud = "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.__stderr__ is None  # as under pythonw
+    if not loud:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        logging.getLogger("tensorflow").setLevel("ERROR")
+        program = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            "log = sys.stdin.buffer.read(); log.endswith(b'\\0') or sys.stderr.buffer.write(log)"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+        stderr = os.dup(2)
+        os.dup2(holder.stdin.fileno(), 2)
+    problem = None
+    try:
+        yield
+    except Exception as error:  # a broken DLL or plug-in raises more than ImportError
+        problem = str(error).strip().split("\n")[0]
+    finally:
+        if not loud:
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts does this itself
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            holder.communicate(b"\0")
+        if backend:  # an unusable one would have stopped the import: see choose_backend()
+            os.environ["MPLBACKEND"] = backend
+    if problem is not None:
+        print(
+            f"error: a package is missing or broken ({problem}): activate .venv and run "
+            "pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+with quiet_import():
+    import keras
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import pillow_heif
+    import psutil
+    import tensorflow as tf
+    from keras import layers
+    from keras.applications.vgg16 import VGG16, preprocess_input
+    from keras.datasets import cifar10
+    from keras.optimizers import SGD
+    from matplotlib import font_manager
+    from PIL import Image, ImageOps
+
+# Pillow reads an iPhone's pictures, too, then, and is silent about odd metadata
+pillow_heif.register_heif_opener()
+warnings.filterwarnings("ignore", module="PIL")
+
 CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
 CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
 MODEL_FILE = "vgg16_cifar10.keras"
+
+
+def main(argv=()):
+    """Run the article, from the data to the first prediction; `argv`: arguments, as in a shell."""
+    args = parse_arguments(argv)
+    start(args)  # ours: the output directory, the devices, a line of all settings
+
+    # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
+    data, output_dir = find_data(args)  # ours: CIFAR-10, --data, or the demo
+    if data is None:
+        (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
+        class_names = CLASS_NAMES
+    elif not has_photos(args):
+        (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_npz(data)
+    else:  # divided already
+        parts, class_names = load_photos(data, args.image_size, output_dir)
+        train_imgs, train_labels = parts["train"]
+        val_imgs, val_labels = parts["validation"]
+        test_imgs, test_labels = parts["test"]
+
+    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
+    if not has_photos(args):
+        idx = int(train_imgs.shape[0] * 0.2)
+        val_imgs, val_labels = train_imgs[:idx], train_labels[:idx]
+        train_imgs, train_labels = train_imgs[idx:], train_labels[idx:]
+
+    # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
+    # Another base from keras.applications: its own preprocess_input, and weights="imagenet"
+    keras.utils.set_random_seed(args.seed)
+    x = inputs = keras.Input(train_imgs.shape[1:], name="image")
+    if args.image_size != inputs.shape[1]:  # ours, in the model: the saved one takes plain images
+        x = layers.Resizing(args.image_size, args.image_size)(x)
+    if args.preprocess:  # ours
+        x = preprocess_input(x)
+    weights = find_weights(args.weights, rounded=has_photos(args) or data == DEMO_DATA)
+    keras.config.set_dtype_policy(args.precision)  # ours: the number type that VGG16 computes in
+    with fail_with(f"{weights} does not hold the weights of VGG16 without its top", WEIGHTS_WAY):
+        vgg16 = VGG16(include_top=False, weights=weights, input_tensor=x)
+    keras.config.set_dtype_policy("float32")
+
+    # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
+    x = layers.Flatten()(vgg16.output)
+    x = layers.Dense(256, activation="relu")(x)
+    x = layers.Dropout(0.5)(x)
+    outputs = layers.Dense(len(class_names), activation="softmax")(x)
+    model = keras.Model(inputs=inputs, outputs=outputs)
+
+    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (the article's 0-18): the head
+    # starts out random, and its large gradients would damage their weights
+    for layer in vgg16.layers:
+        layer.trainable = False
+
+    model.summary()
+    draw_model(model, output_dir / "transfer_learning_vgg16_cifar10.png")
+
+    # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
+    optimizer = SGD(learning_rate=args.learning_rate, momentum=0.9)
+    if args.optimizer != "sgd":  # ours
+        optimizer = keras.optimizers.get(args.optimizer)
+        optimizer.learning_rate = args.learning_rate
+    model.compile(
+        optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+
+    # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
+    # Frozen layers give the same output for an image in every epoch. `stop` is where those end
+    # that stay frozen in the fine-tuning: their outputs are kept as well.
+    stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
+    fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
+    if args.end_to_end:
+        fast = model  # the article's plain code
+
+    # ===== fitを使ったモデルの訓練 / Train with fit
+    history = keras.callbacks.History()  # of both trainings, and there after Ctrl-C
+    notes = {"class_names": class_names, "mirror": args.mirror}  # for predict_saved.py
+    save_best = SaveBest(output_dir / MODEL_FILE, notes)  # ModelCheckpoint(save_best_only=True)
+    try:
+        fast.fit(
+            train_imgs,
+            train_labels,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            validation_data=(val_imgs, val_labels),
+            callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
+            verbose=verbosity(),
+        )
+        # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune blocks (ours)
+        if args.unfreeze and is_finite(history):
+            thaw(vgg16, args.unfreeze)
+            steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
+            recompile(model, warm_up_and_decay(args.fine_tune_learning_rate, steps))
+            fast.fit(
+                train_imgs,
+                train_labels,
+                initial_epoch=args.epochs,
+                epochs=args.epochs + args.fine_tune_epochs,
+                batch_size=args.batch_size,
+                validation_data=(val_imgs, val_labels),
+                callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
+                verbose=verbosity(),
+            )
+    except KeyboardInterrupt:
+        if not history.history:  # not one epoch is complete
+            raise
+        return stop_early(history, args, output_dir)
+    if not is_finite(history):
+        return stop_early(history, args, output_dir)
+
+    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
+    result = fast.evaluate(test_imgs, test_labels, verbose=verbosity())
+    print(result)
+
+    # ===== predictを使った予測 / Predict the test images
+    preds = fast.predict(test_imgs, verbose=verbosity())
+    if args.mirror:  # ours: FrozenOnce has averaged over the mirror images
+        print_averaged(preds, test_labels)
+
+    # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
+    saved_preds = preds
+    if save_best.epoch < len(history.history["loss"]):
+        save_best.restore()
+        saved_result = fast.evaluate(test_imgs, test_labels, verbose=0)
+        saved_preds = fast.predict(test_imgs, verbose=0)
+        print_saved(save_best.epoch, saved_result, saved_preds, test_labels, args.mirror)
+    temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
+    tempered = temper(saved_preds, temperature)
+    accuracy = float(np.mean(saved_preds.argmax(axis=1) == test_labels[:, 0]))
+    notes |= {"temperature": temperature}
+    notes |= {"test": {"accuracy": accuracy, "images": len(test_imgs)}}
+    save_model(model, notes, output_dir / MODEL_FILE)
+    print_calibration(saved_preds, tempered, test_labels, temperature)
+    print_balance(saved_preds, test_labels, class_names)
+
+    # ===== 予測結果を表示 / Print the first prediction
+    print_prediction(preds[0], test_labels[0], class_names)
+
+    # ===== history情報の可視化 / Plot the history (figures last: they never hold up results)
+    plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
+
+    # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
+    names = drawable(class_names)
+    plot_predictions(test_imgs, saved_preds, names, output_dir / "predictions.png", test_labels)
+    plot_confusion_matrix(saved_preds, test_labels, names, output_dir / "confusion_matrix.png")
+    plot_mistakes(
+        model, test_imgs, tempered, names, output_dir / "mistakes.png", test_labels, args.mirror
+    )
+    show_figures()
+    return 0
+
+
+# ----- Arguments
+
 DEFAULTS = {  # for CIFAR-10, as in the article; for photos
     "image_size": (32, 128),
     "preprocess": (False, True),
@@ -68,155 +281,16 @@ DEFAULTS = {  # for CIFAR-10, as in the article; for photos
 LEARNING_RATES = {"sgd": 1e-4, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "muon": 1e-3}
 
 
-def main(argv=None):
-    """Run the article from the data to the first prediction, with the command line's `argv`."""
-    args = parse_arguments(argv or [])
-    import_libraries()  # makes keras, layers, np, plt and tf known: takes seconds, so only here
-    make_output_dir(args.output_dir)
-    use_devices(args.distribute)
-    print_settings(args)
-
-    # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates:
-    # `images` and `labels` are lists of three arrays, to train, to validate and to test with
-    images, labels, class_names = load_images(args)
-    if args.mirror:  # three more arrays, of their mirror images
-        images = [*images, *(x[:, :, ::-1] for x in images)]
-
-    # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
-    x = inputs = keras.Input(images[0].shape[1:], name="image")
-    if args.image_size != inputs.shape[1]:
-        x = layers.Resizing(args.image_size, args.image_size)(x)
-    if args.preprocess:  # in the model, so that the saved one takes plain images all the same
-        x = keras.applications.vgg16.preprocess_input(x)
-    vgg16 = load_vgg16(x, args)  # include_top=False: without its own classifier
-
-    # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
-    x = layers.Flatten()(vgg16.output)
-    x = layers.Dense(256, activation="relu")(x)
-    x = layers.Dropout(0.5)(x)
-    outputs = layers.Dense(len(class_names), activation="softmax")(x)
-    model = keras.Model(inputs=inputs, outputs=outputs)
-
-    # VGG16の層(0~18)の重みを固定する / Freeze the layers of VGG16 (the article's 0-18): gradients
-    # from a head that knows nothing yet would destroy what they learned
-    for layer in vgg16.layers:
-        layer.trainable = False
-
-    model.summary()
-    draw_model(model, args.output_dir / "transfer_learning_vgg16_cifar10.png")
-
-    # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
-    settings = {
-        "optimizer": make_optimizer(args.optimizer, args.learning_rate),
-        "loss": "sparse_categorical_crossentropy",
-        "metrics": ["accuracy"],
-    }
-    model.compile(**settings)
-
-    # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (our own)
-    # They give the same numbers for an image in every epoch, so only what lies above them goes
-    # through the epochs, on their stored outputs:
-    #   images -> frozen blocks -> fine_tune_input -> blocks to fine-tune -> head_input -> head
-    # Without --unfreeze there is nothing between the two inputs.
-    head_input = fine_tune_input = model.input
-    if not args.end_to_end:
-        head_input = vgg16.output
-        if args.unfreeze < 5:
-            fine_tune_input = model.get_layer(f"block{5 - args.unfreeze}_pool").output
-    key = features_key(images, vgg16)
-    fine_tune_data = run_once(model.input, fine_tune_input, images, key, args.output_dir)
-    head_data = run_once(fine_tune_input, head_input, fine_tune_data, key, args.output_dir)
-
-    # ===== fitを使ったモデルの訓練 / Train with fit
-    # `trained` has the model's own layers, no copies: to train it is to train the model. train()
-    # calls fit(), and after each epoch save_best, a ModelCheckpoint for the whole model.
-    history = keras.callbacks.History()  # of both trainings
-    notes = {"class_names": class_names, "mirror": args.mirror}  # for predict_saved.py
-    save_best = best_model_saver(model, notes, args.output_dir / MODEL_FILE)
-    trained, data = keras.Model(head_input, model.output), head_data
-    at_once = 1  # steps in a call; the head's are so short that starting them takes longer
-    if not (args.end_to_end or args.distribute):
-        steps = math.ceil(len(images[0]) / args.batch_size)
-        at_once = max(n for n in range(1, 51) if steps % n == 0)
-    trained.compile(**settings, steps_per_execution=at_once)
-    train(trained, data, labels, args.epochs, args.batch_size, history, save_best)
-
-    # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune the last blocks (our own)
-    # The head came first, for the reason given above; the rate is low because large steps would
-    # destroy what VGG16 learned, too.
-    if args.unfreeze and not trained.stop_training:  # as after Ctrl-C
-        print(f"From here on, VGG16 is trained as well, from block {6 - args.unfreeze} up:")
-        for layer in vgg16.layers:  # their names sort as they follow each other: block4_conv1, ...
-            layer.trainable = layer.name >= f"block{6 - args.unfreeze}"
-        steps = args.fine_tune_epochs * math.ceil(len(images[0]) / args.batch_size)
-        rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
-        settings["optimizer"] = make_optimizer(args.optimizer, rate)
-        if args.precision == "mixed_float16":  # in which small gradients would become 0
-            settings["optimizer"] = keras.optimizers.LossScaleOptimizer(settings["optimizer"])
-        model.compile(**settings)  # `trainable` counts from here on
-        trained, data = keras.Model(fine_tune_input, model.output), fine_tune_data
-        trained.compile(**settings)
-        train(trained, data, labels, args.fine_tune_epochs, args.batch_size, history, save_best)
-    if trained.stop_training or not math.isfinite(history.history["val_loss"][-1]):
-        return end_early(history.history, args)
-    best, last = np.argmin(history.history["val_loss"]) + 1, len(history.history["val_loss"])
-    print(f"{MODEL_FILE} holds epoch {best}, with the lowest val_loss; now epoch {last} is tested")
-
-    # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    trained.compile(**settings)  # single steps again, which Keras's bar counts
-    test = batches(data[2], labels[2], batch_size=args.batch_size)
-    print(trained.evaluate(test, verbose=verbosity()))
-
-    # ===== predictを使った予測 / Predict the test images (every third array: mirror images, too)
-    preds = saved_preds = predict(trained, data[2::3], args.batch_size, verbosity())
-    if args.mirror:
-        print_averaged(preds, labels[2])
-
-    # ===== 保存したモデルの確信度(記事にはない処理) / How sure the saved model is (our own)
-    if best < last:
-        save_best.restore()
-        saved_preds = predict(trained, data[2::3], args.batch_size)
-    temperature = fit_temperature(predict(trained, data[1::3], args.batch_size), labels[1])
-    save_model(model, notes | {"temperature": temperature}, args.output_dir / MODEL_FILE)
-    tempered = temper(saved_preds, temperature)
-    print_calibration(saved_preds, tempered, labels[2], temperature)
-
-    # ===== 予測結果を表示 / Print the first prediction
-    print_balance(preds, labels[2], class_names)
-    print_prediction(preds[0], labels[2][0], class_names)
-
-    # ===== history情報の可視化 / Plot the history (after the results, which no figure shall delay)
-    plot_history(history.history, args)
-
-    # ===== 予測結果の可視化(記事にはない処理) / Plot the predictions (our own)
-    names, title = drawable(class_names), "demo: drawn images" if args.demo else ""
-    path = args.output_dir / "predictions.png"
-    plot_predictions(images[2], preds, names, path, labels[2], title)
-    path = args.output_dir / "confusion_matrix.png"
-    plot_confusion_matrix(preds, labels[2], names, path, title)
-    path = args.output_dir / "mistakes.png"  # the saved model's
-    plot_mistakes(model, images[2], tempered, names, path, labels[2], title, args.mirror)
-    show_figures()
-    if args.demo:
-        print(f"This was the demo, on drawn images, whose figures mean nothing: {args.demo}")
-    return 0
-
-
-# ----- Arguments
-
-
 def number(kind, low, high):
     """Return an argparse type: a `kind`, int or float, from `low` to `high`, both included."""
+    what = "whole number" if kind is int else "number"
 
     def parse(text):
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        what = "whole number" if kind is int else "number"
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {low} to {high}")
 
-    parse.__name__ = "N" if kind is int else "X"  # what --help shows
     return parse
 
 
@@ -225,24 +299,66 @@ def parse_path(text):
     name = text.rstrip('"')
     if not name or '"' in name:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no path (in a Windows prompt, no backslash may stand before a quote)"
+            f"{text!r} is not a valid path: on Windows, remove the backslash before the closing "
+            "quote"
         )
     return Path(name)
 
 
-parse_path.__name__ = "PATH"  # what --help shows
-
-
 def make_parser(name, description):
     """Return an argparse parser whose errors are those of `fail`."""
-    parser = argparse.ArgumentParser(
-        name,
-        usage="%(prog)s [ARGUMENTS]",
-        description=description,
-        formatter_class=argparse.MetavarTypeHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(name, usage="%(prog)s [ARGUMENTS]", description=description)
     parser.error = lambda message: fail(f"{message} (--help explains the arguments)")
     return parser
+
+
+def parse_arguments(argv):
+    """Return the arguments `argv`: strings, numbers, paths. End with status 2 for a wrong one."""
+    parser = make_parser("transfer_vgg16.py", "Transfer learning with VGG16 on CIFAR-10.")
+    count, rate = number(int, 1, 2**31 - 1), number(float, 1e-12, 1e38)
+    seed, size, blocks = number(int, 0, 2**32 - 1), number(int, 32, 224), number(int, 0, 5)
+    types = ["float32", "mixed_bfloat16", "mixed_float16"]
+    switch = argparse.BooleanOptionalAction
+
+    add = parser.add_argument_group("the article's settings").add_argument
+    add("--epochs", type=count, metavar="N", help="passes over the images (10; photos: 20)")
+    add("--batch-size", type=count, metavar="N", default=32, help="images in each step (32)")
+    add("--learning-rate", type=rate, metavar="X", help="step size (sgd: 1e-4, others: 1e-3)")
+    add("--seed", type=seed, metavar="N", default=0, help="random seed (0)")
+
+    add = parser.add_argument_group("past the article").add_argument
+    add("--preprocess", action=switch, help="VGG16's own colours (on by default for photos)")
+    add("--mirror", action=switch, help="mirror images as well (on by default for photos)")
+    add("--optimizer", type=str.lower, choices=LEARNING_RATES, help="(sgd; photos: adam)")
+    add("--image-size", type=size, metavar="N", help="pixels that VGG16 sees (32; photos: 128)")
+    add("--unfreeze", type=blocks, metavar="N", default=0, help="fine-tune the last N blocks (0)")
+    add("--fine-tune-epochs", type=count, metavar="N", help="epochs of fine-tuning (3)")
+    add("--fine-tune-learning-rate", type=rate, metavar="X", help="its peak (0.3 of the other)")
+    add("--precision", choices=types, default="float32", help="VGG16's number type (float32)")
+    add("--end-to-end", action="store_true", help="run VGG16 in every epoch: the plain code")
+    add("--distribute", action="store_true", help="let all GPUs of this computer share each batch")
+
+    add = parser.add_argument_group("inputs and outputs").add_argument
+    add("--data", type=parse_path, metavar="PATH", help="an .npz file, or a directory of photos")
+    add("--weights", type=parse_path, metavar="PATH", help="VGG16's, without its top: an .h5 file")
+    add("--output-dir", type=parse_path, metavar="PATH", default=Path(), help="where files go (.)")
+    add("--demo", action="store_true", help="run on small drawings, without a download")
+
+    args = parser.parse_args([str(word) for word in argv])
+    if args.demo and args.data:
+        fail("--demo has images of its own: leave out --data")
+    if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
+        name = "epochs" if args.fine_tune_epochs else "learning-rate"
+        fail(f"--fine-tune-{name} has no effect without --unfreeze: add --unfreeze N")
+    for name, (for_cifar10, for_photos) in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, for_photos if has_photos(args) else for_cifar10)
+    if args.end_to_end and args.mirror:
+        fail("--end-to-end is the article's plain code: leave it out, or add --no-mirror")
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
+    args.fine_tune_epochs = args.fine_tune_epochs or 3
+    args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
+    return args
 
 
 def has_photos(args):
@@ -250,127 +366,33 @@ def has_photos(args):
     return args.data is not None and args.data.is_dir()
 
 
-def parse_arguments(argv):
-    """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
-    parser = make_parser("transfer_vgg16.py", __doc__.split("\n")[0])
-    count, rate = number(int, 1, 2**31 - 1), number(float, 1e-12, 1e38)
-    seed, size, blocks = number(int, 0, 2**32 - 1), number(int, 32, 224), number(int, 0, 5)
-    types = ["float32", "mixed_bfloat16", "mixed_float16"]
-    path, switch = parse_path, argparse.BooleanOptionalAction
-
-    add = parser.add_argument_group("the article's settings").add_argument
-    add("--epochs", type=count, help="passes over the training images (10; photos: 20)")
-    add("--batch-size", type=count, default=32, help="images in each step of the training (32)")
-    add("--learning-rate", type=rate, help="step size (1e-4 for sgd, 1e-3 for the others)")
-    add("--seed", type=seed, default=0, help="start of all random numbers: same seed, same digits")
-
-    add = parser.add_argument_group("past the article").add_argument
-    add("--preprocess", action=switch, help="give VGG16 the colours it was trained on (photos)")
-    add("--mirror", action=switch, help="train on the images or their mirror images (photos)")
-    add("--optimizer", type=str.lower, choices=LEARNING_RATES, help="(sgd; photos: adam)")
-    add("--image-size", type=size, help="size in pixels in which VGG16 sees (32; photos: 128)")
-    add("--unfreeze", type=blocks, default=0, help="fine-tune VGG16's last N blocks as well (0)")
-    add("--fine-tune-epochs", type=count, help="passes with these blocks, after the others (3)")
-    add("--fine-tune-learning-rate", type=rate, help="its peak there (0.3 times the other rate)")
-    add("--precision", type=str, choices=types, default="float32", help="of VGG16 (float32)")
-    add("--end-to-end", action="store_true", help="run VGG16 in every epoch: same digits, slower")
-    add("--distribute", action="store_true", help="let all GPUs of this computer share each batch")
-
-    add = parser.add_argument_group("inputs and outputs").add_argument
-    add("--data", type=path, help="cifar10.npz, or a directory of photos (CIFAR-10, downloaded)")
-    add("--weights", type=path, help="VGG16's weights without its top, .h5 (Keras's, downloaded)")
-    add("--output-dir", type=path, default=Path(), help="where all files go (this directory)")
-    add("--demo", action="store_true", help="try it without a download, in the directory demo")
-
-    args = parser.parse_args(argv)
-    if args.demo and args.data:
-        fail("--demo draws its own images: leave out --data")
-    if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
-        fail("nothing is fine-tuned without --unfreeze: say how many blocks are")
-    for name, (for_cifar10, for_photos) in DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, for_photos if has_photos(args) else for_cifar10)
-    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
-    args.fine_tune_epochs = args.fine_tune_epochs or 3
-    args.fine_tune_learning_rate = args.fine_tune_learning_rate or 0.3 * args.learning_rate
-    if args.demo:
-        start_demo(args, "leave out --demo for the real run")
-    return args
-
-
 # ----- Start
 
 
-def import_libraries():
-    """Import what takes seconds to import, under the usual names, into this module.
+def start(args):
+    """Say what the run computes on and with which settings; make the output directory.
 
-    Errors: status 2 where one is missing or cannot start.
+    A second run in a notebook starts clean, whatever ran before, and whatever keras.json says.
     """
-    global Image, ImageOps, font_manager, keras, layers, np, plt, psutil, tf
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    notebook = "ipykernel" in sys.modules
-    backend = None if notebook else os.environ.pop("MPLBACKEND", None)  # a bad one stops imports
-    try:
-        with quiet():
-            import keras
-            import matplotlib.pyplot as plt
-            import numpy as np
-            import pillow_heif
-            import psutil
-            import tensorflow as tf
-            from keras import layers
-            from matplotlib import font_manager
-            from PIL import Image, ImageOps
-    except Exception as error:  # a broken DLL or plug-in raises more than ImportError
-        fail(
-            f"{first_line(error)}: install the packages and start the script as README.md says, "
-            "in the virtual environment"
-        )
-    pillow_heif.register_heif_opener()  # Pillow reads an iPhone's pictures, too, then
-    warnings.filterwarnings("ignore", module="PIL")  # of large pictures and odd metadata
+    choose_backend()
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.utils.clear_session()
+    tf.distribute.experimental_set_strategy(None)
+    make_output_dir(args.output_dir)
+    use_devices(args.distribute)
+    print_settings(args)
+
+
+def choose_backend():
+    """Let matplotlib use the backend that MPLBACKEND names, if it can."""
+    backend = os.environ.get("MPLBACKEND")  # a notebook gives its own to what it starts
     if backend:
         try:
             plt.switch_backend(backend)
-        except (ImportError, ValueError) as error:  # a notebook gives its own to what it starts
+        except (ImportError, ValueError) as error:
             print(f"MPLBACKEND={backend} is ignored: {first_line(error)}")
-    # A keras.json may say otherwise; a second run in a notebook shall be as the first.
-    keras.config.set_image_data_format("channels_last")
-    keras.config.set_floatx("float32")
-    keras.utils.clear_session()
-    tf.distribute.experimental_set_strategy(None)
-    socket.setdefaulttimeout(30)  # seconds; Keras's downloads would wait for ever
-
-
-@contextlib.contextmanager
-def quiet():
-    """Hold back what TensorFlow logs at its start, whatever the level, unless it aborts.
-
-    Nothing of a process runs after an abort, so another one holds the lines, and shows them
-    unless they end in a 0.
-    """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.__stderr__ is None:  # as under pythonw
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    logging.getLogger("tensorflow").setLevel("ERROR")
-    program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        "log = sys.stdin.buffer.read(); log.endswith(b'\\0') or sys.stderr.buffer.write(log)"
-    )
-    try:
-        holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
-    except (OSError, TypeError):  # no Python to start, as in a frozen program
-        yield
-        return
-    stderr = os.dup(2)
-    os.dup2(holder.stdin.fileno(), 2)
-    try:
-        yield
-    finally:
-        del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts shall do this itself
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        holder.communicate(b"\0")
 
 
 def verbosity():
@@ -417,56 +439,53 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
 ]
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
-NO_NETWORK = (
-    "Without a network there are three ways on, which docs/classroom.md explains: give local "
-    "files, --data and (to train) --weights; copy the directory .keras from the home directory of "
-    "a computer that has run this (or set KERAS_HOME to a copy on a shared drive); or try the "
-    "installation with transfer_vgg16.py --demo, which needs neither"
-)
+DEMO_DATA = Path(__file__).resolve().parent / "data" / "clipart10.npz"
+NO_NETWORK = """Without a network, there are three ways on, which docs/classroom.md explains:
+- give local files: --data and, to train, --weights
+- copy the directory .keras from the home directory of a computer that has run this
+- run transfer_vgg16.py --demo, which needs neither"""
 
 
-def load_images(args):
-    """Return images, labels (lists of three: to train, validate, test with) and class names.
+def find_data(args):
+    """Return where the images come from, and the directory for all files.
 
-    Images: uint8 RGB (n, height, width, 3); labels: integers (n, 1). They are photos, the demo's
-    drawings, or CIFAR-10; where that cannot be downloaded, this becomes the demo.
+    The images: a path, or None for CIFAR-10, which is then in Keras's cache. Where it cannot be
+    downloaded, the demo takes its place.
     """
-    if has_photos(args):
-        return load_photos(args)
-    if not args.data and not args.demo and not download_cifar10():
-        print(f"{NO_NETWORK}.\nUntil then, this is the demo:")
-        start_demo(
-            args,
-            "CIFAR-10 could not be downloaded, for the reasons above; for the real run, connect "
-            "to a network, or see docs/classroom.md",
-        )
-    (x_train, y_train), (x_test, y_test) = draw_images() if args.demo else load_cifar10(args.data)
-    idx = int(len(x_train) * 0.2)
-    images = [x_train[idx:], x_train[:idx], x_test]
-    labels = [y_train[idx:], y_train[:idx], y_test]
-    return images, labels, DEMO_CLASS_NAMES if args.demo else CLASS_NAMES
-
-
-def start_demo(args, next_step):
-    """Turn the run that `args` describe into the demo, whose last line is `next_step`."""
-    args.demo = next_step
-    args.output_dir /= "demo"
-    make_output_dir(args.output_dir)
+    if args.data:
+        return args.data, args.output_dir
+    if not args.demo:
+        if download_cifar10():
+            return None, args.output_dir
+        print(f"{NO_NETWORK}\nUntil then, this is the demo:", flush=True)
+    output_dir = args.output_dir / "demo"
+    make_output_dir(output_dir)
+    return DEMO_DATA, output_dir
 
 
 def download_cifar10():
     """Put CIFAR-10's archive into Keras's cache, if it is not there, from the first good host.
 
     It is accepted with the SHA-256 that Keras asks for; `cifar10.load_data` then finds it.
-    Return whether a host delivered it.
+    Return whether it is there.
     """
     for url in CIFAR10_URLS:
         try:
-            keras.utils.get_file(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
+            download(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
             return True
         except Exception as error:  # Keras raises the plain class, the network many others
-            print(f"\n{url} did not deliver CIFAR-10: {first_line(error)}")
+            print(f"\ndownload from {url} failed ({first_line(error)})", flush=True)
     return False
+
+
+def download(name, url, **settings):
+    """Return the path of a file in Keras's cache, downloaded if need be; never wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds
+    try:
+        return keras.utils.get_file(name, url, **settings)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def first_line(error):
@@ -474,65 +493,44 @@ def first_line(error):
     return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
 
 
-def load_cifar10(data=None):
-    """Return (train images, train labels), (test images, test labels).
+def load_npz(path):
+    """Return (train images, train labels), (test images, test labels) and the class names.
 
-    Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers 0-9 of shape (n, 1). They come
-    from the .npz file `data`, else from Keras's cache.
-    Errors: status 2 where `data` is not such a file.
+    Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers from 0 of shape (n, 1). The names
+    are the file's array `class_names`, or else CIFAR-10's.
+    Errors: status 2 where `path` is not such a file.
     """
-    if data is None:
-        try:
-            return keras.datasets.cifar10.load_data()
-        except Exception as error:  # unpacked by tarfile and pickle, each with their own
-            fail(f"Keras's copy of CIFAR-10 could not be read ({first_line(error)}): try again")
     try:
-        with np.load(data) as file:  # pickled objects, which can run code, stay forbidden
-            names = {"x_train", "y_train", "x_test", "y_test"}
-            missing = names - set(file.files)
-            arrays = {name: file[name] for name in names - missing}
+        with np.load(path) as file:  # pickled objects, which can run code, stay forbidden
+            needed = {"x_train", "y_train", "x_test", "y_test"}
+            missing = needed - set(file.files)
+            arrays = {name: file[name] for name in needed - missing}
+            class_names = [str(name) for name in file.get("class_names", CLASS_NAMES)]
     except FileNotFoundError:
-        fail(f"{data} does not exist: give --data the path of an .npz file, or of a directory")
+        fail(f"{path} does not exist: give --data the path of an .npz file, or of a directory")
     except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
         fail(
-            f"{data} is no .npz file of plain arrays, or damaged: make one with numpy.savez, or "
+            f"{path} is no .npz file of plain arrays, or damaged: make one with numpy.savez, or "
             "give a directory of photos"
         )
-
     if missing:
         fail(
-            f"{data} lacks {', '.join(sorted(missing))}: name its arrays as Keras does, or, if it "
+            f"{path} lacks {', '.join(sorted(missing))}: name its arrays as Keras does, or, if it "
             "is an archive of photos, unpack it and give its directory"
         )
     for split, least in (("train", 5), ("test", 1)):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         good = x.shape[1:] == (32, 32, 3) and x.dtype == np.uint8 and len(x) >= least
         good = good and y.shape in [(len(x), 1), (len(x),)] and y.dtype.kind in "iu"
-        if not good or y.min() < 0 or y.max() >= len(CLASS_NAMES):
+        if not good or y.min() < 0 or y.max() >= len(class_names):
             fail(
-                f"{data}: x_{split} is {x.dtype}{x.shape} and y_{split} {y.dtype}{y.shape}; they "
-                f"must be uint8 (n, 32, 32, 3) and whole numbers 0-9 (n, 1), n {least} or more"
+                f"{path}: x_{split} is {x.dtype}{x.shape} and y_{split} {y.dtype}{y.shape}; they "
+                "must be uint8 (n, 32, 32, 3) and whole numbers "
+                f"0-{len(class_names) - 1} (n, 1), n {least} or more"
             )
         arrays[f"y_{split}"] = y.reshape(-1, 1)
-    return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
-
-
-DEMO_CLASS_NAMES = ["blue", "orange", "green", "red", "purple"]  # of matplotlib's tab10
-DEMO_CLASS_NAMES += ["brown", "pink", "gray", "olive", "cyan"]
-
-
-def draw_images():
-    """Return images and labels as `load_cifar10` does, drawn: discs; the class is the colour."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, (2500, 1))
-    colours = 255 * np.array(plt.colormaps["tab10"].colors)[labels[:, 0]]
-    x, y = random.uniform(8, 24, (2, 2500, 1, 1))
-    radius = random.uniform(4, 12, (2500, 1, 1))
-    rows, columns = np.mgrid[:32, :32]
-    discs = np.hypot(columns - x, rows - y) < radius
-    images = np.where(discs[..., None], colours[:, None, None], 230)
-    images = random.normal(images, 10).clip(0, 255).astype("uint8")
-    return (images[:2000], labels[:2000]), (images[2000:], labels[2000:])
+    train, test = ((arrays[f"x_{split}"], arrays[f"y_{split}"]) for split in ("train", "test"))
+    return train, test, class_names
 
 
 # ----- Photos
@@ -917,50 +915,37 @@ def has_gap(content, image):
 
 # ----- VGG16 and its picture
 
-WEIGHTS_COPY = Path(__file__).parent / "data" / "vgg16_notop_float16.weights.h5"
+WEIGHTS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/"
+    "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+WEIGHTS_MD5 = "6d6bbae143d832006294945121d1f1fc"  # as Keras's
+WEIGHTS_COPY = Path(__file__).resolve().parent / "data" / "vgg16_notop_float16.weights.h5"
+WEIGHTS_WAY = "give --weights another .h5 file, or leave it out"
 
 
-def load_vgg16(x, args):
-    """Return VGG16 without its top on the symbolic RGB images `x`, with ImageNet's weights.
+def find_weights(path=None, rounded=False):
+    """Return the path, as text, of VGG16's weights without its top, trained on ImageNet.
 
-    They come from the .h5 file args.weights, else from Keras, which downloads them once, so that
-    CIFAR-10 gives the article's digits. Photos and the demo can do with this repository's copy.
-    For images of n by n pixels, the model returns features of shape (n // 32, n // 32, 512).
-    Errors: status 2 where no source gives them.
+    That is `path`, or Keras's own file, downloaded once, or else the copy in data/, rounded to 16
+    bits; with `rounded`, the copy first. Errors: status 2 where none is to be had.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
-    if args.weights and not args.weights.exists():
-        fail(f"{args.weights} does not exist: give --weights the path of an .h5 file")
-    sources = ["imagenet", *([WEIGHTS_COPY] if WEIGHTS_COPY.exists() else [])]
-    if args.demo or has_photos(args):
-        sources.reverse()
-    for source in [args.weights] if args.weights else sources:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a wrong file: the line below says it all
-                keras.utils.set_random_seed(
-                    args.seed
-                )  # again: an attempt that fails draws numbers
-                keras.config.set_dtype_policy(args.precision)
-                return keras.applications.VGG16(
-                    include_top=False, weights=str(source), input_tensor=x
-                )
-        except Exception as error:  # the network, Keras, h5py and zipfile each have their own
-            problem = first_line(error)
-        finally:
-            keras.config.set_dtype_policy("float32")
-        if source == "imagenet" and source != sources[-1]:
-            print(
-                f"VGG16's weights could not be downloaded ({problem}): the copy in "
-                f"{WEIGHTS_COPY.parent}, rounded to 16 bits, takes their place"
-            )
-    if args.weights:
-        fail(
-            f"{args.weights} does not hold the weights of VGG16 without its top ({problem}): give "
-            "--weights another .h5 file, or leave it out"
-        )
-    fail(f"VGG16's weights could not be downloaded ({problem}). {NO_NETWORK}")
-    return None
+    if path:
+        if not Path(path).exists():
+            fail(f"{path} does not exist: give --weights the path of an .h5 file")
+        return str(path)
+    if rounded and WEIGHTS_COPY.exists():
+        return str(WEIGHTS_COPY)
+    try:
+        name = WEIGHTS_URL.rpartition("/")[2]
+        return download(name, WEIGHTS_URL, cache_subdir="models", file_hash=WEIGHTS_MD5)
+    except Exception as error:  # Keras raises the plain class, the network many others
+        problem = f"VGG16's weights could not be downloaded ({first_line(error)})"
+    if not WEIGHTS_COPY.exists():
+        fail(f"{problem}. {NO_NETWORK}")
+    print(f"{problem}: the copy in {WEIGHTS_COPY.parent}, rounded to 16 bits, takes their place")
+    return str(WEIGHTS_COPY)
 
 
 def draw_model(model, path):
@@ -979,61 +964,291 @@ def draw_model(model, path):
 # ----- Frozen layers, run once
 
 
-def features_key(images, vgg16):
-    """Return, as 32 bytes, a digest of all that VGG16's outputs for `images` depend on."""
-    digest = hashlib.sha256(f"{len(images)} {vgg16.to_json()}".encode())  # mirrored or not, layers
-    for array in (*images[:3], *vgg16.get_weights()):
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.digest()
+class FrozenOnce:
+    """Train a Keras model whose frozen layers run once for each image, not in every epoch.
 
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        fast = FrozenOnce(model, "outputs")
+        history = fast.fit(x, y, epochs=10, validation_data=(x_val, y_val))
+        fast.evaluate(x_test, y_test)
+        fast.predict(x_test)
 
-def run_once(start, end, arrays, key, directory):
-    """Return what the layers from the symbolic tensor `start` to `end` make of each of `arrays`.
+    The methods are the model's own, for NumPy arrays, and so are their results: it is `model` that
+    is trained. What runs once is the frozen front: all layers before the first one that is
+    trainable or random (RandomFlip, Dropout), up to the last place where a single tensor carries
+    everything. A change of `layer.trainable` counts after the next compile(), as in Keras.
 
-    The outputs, (n, height, width, channels), live in a file in `directory`, which a later run
-    with the same `key` uses again; what is read of them is in memory only as long as there is
-    room. `key` is written last: a file that does not end in it is not whole, or of another run.
-    Errors: status 2 where the disk has no room.
+    model: a functional or Sequential model with one input and one output. A model inside of it
+        (Sequential([base, Flatten(), ...])) is one layer: it runs once if all of it is frozen.
+    directory: where the outputs of the front are kept, in files that end in .features. They are
+        found again by content: images, layers and weights. Older ones of the same layer go.
+    mirror: whether fit takes each image or its mirror image, by chance and anew in each epoch;
+        predict then averages over both (test-time augmentation), evaluate takes the images alone.
+    stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
+        the layers after it begins without another pass.
+
+    Errors: Failure for another kind of model, and where the disk has no room.
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
-    if start is end:
-        return arrays
-    frozen = keras.Model(start, end)
-    name = frozen.layers[-1].name
-    path = directory / f"vgg16_{name}.features"
-    dtype = np.dtype(tf.as_dtype(end.dtype).as_numpy_dtype)
-    shape = (sum(map(len, arrays)), *end.shape[1:])
-    size = math.prod(shape) * dtype.itemsize
-    written = path.is_file() and path.stat().st_size == size + len(key)
-    if not written or bytes(np.memmap(path, mode="r")[size:]) != key:
-        free = shutil.disk_usage(directory).free
-        if size > free:
-            old = f" (the old {path.name} there is of no use now)" if path.exists() else ""
+
+    def __init__(self, model, directory=".", mirror=False, stop=None):
+        own_step = type(model).train_step is not keras.Model.train_step
+        inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+        if own_step or not inputs or len(inputs) > 1 or len(outputs) > 1:
             fail(
-                f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and "
-                f"{free / 1e9:.1f} are free in {directory.resolve()}: free some{old}, or choose "
-                "another --output-dir, or a smaller --image-size"
+                "FrozenOnce takes a functional or Sequential model with one input, one output and "
+                "Keras's own train_step: call the model's own fit() instead"
             )
-        print(f"VGG16 up to {name} runs once over {shape[0]:,} images, for all epochs:")
-        write_whole(path, lambda part: write_outputs(frozen, arrays, key, part), needed=True)
-    print(f"The outputs of {name} are in {path} ({size / 1e6:,.0f} MB, delete it when you like)")
-    outputs = np.memmap(path, dtype, "r", shape=shape)
-    return np.split(outputs, np.cumsum([len(array) for array in arrays])[:-1])
+        self.model, self.directory, self.mirror = model, Path(directory), mirror
+        self.stop = stop and model.get_layer(stop).output
+        self.salt, self.files = os.urandom(8).hex(), set()  # the files are those of this object
+        self.compiled = self.head = None
+
+    def fit(
+        self,
+        x,
+        y,
+        batch_size=32,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_data=None,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+    ):
+        """Train the model as its own fit() does; return the keras.callbacks.History.
+
+        x: images (n, height, width, channels); y: labels (n, 1) or (n,); validation_data: a pair
+        of such arrays. Callbacks see the whole model.
+        """
+        self._split(verbose)
+        head, steps = self.head, math.ceil(len(x) / batch_size)
+
+        def follow(*_, logs=None):  # EarlyStopping and its like stop the whole model
+            head.stop_training = self.model.stop_training
+
+        callbacks = keras.callbacks.CallbackList(
+            [
+                callbacks or [],
+                keras.callbacks.LambdaCallback(on_epoch_end=follow, on_train_batch_end=follow),
+            ],
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self.model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+        )
+        head.history, self.model.stop_training = self.model.history, False
+        with contextlib.ExitStack() as let_go:
+            views = self._outputs(x, verbose, self.mirror)
+            data = batches(let_go, views, y, sample_weight, batch_size, shuffle=True)
+            if validation_data:
+                x_val, y_val = validation_data
+                views = self._outputs(x_val, verbose)
+                validation_data = batches(let_go, views, y_val, None, batch_size)
+            return head.fit(
+                data,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=validation_data,
+                class_weight=class_weight,
+                shuffle=False,  # batches() does
+                callbacks=callbacks,
+            )
+
+    def evaluate(self, x, y, batch_size=32, verbose="auto", sample_weight=None, return_dict=False):
+        """Return the loss and the metrics for the images `x` and labels `y`, as Keras does."""
+        self._split(0)
+        with contextlib.ExitStack() as let_go:
+            views = self._outputs(x, verbose)
+            data = batches(let_go, views, y, sample_weight, batch_size)
+            return self.head.evaluate(data, verbose=verbose, return_dict=return_dict)
+
+    def predict(self, x, batch_size=32, verbose="auto"):
+        """Return the model's output for the images `x`, float32 (n, classes)."""
+        self._split(0)
+        if len(x) <= batch_size:  # not worth a file
+            views = [x, x[:, :, ::-1]] if self.mirror else [x]
+            return np.mean([self.model.predict_on_batch(view) for view in views], axis=0)
+        with contextlib.ExitStack() as let_go:
+            views = self._outputs(x, verbose, self.mirror)
+            data = [batches(let_go, [view], None, None, batch_size) for view in views]
+            return np.mean([self.head.predict(one, verbose=verbose) for one in data], axis=0)
+
+    def _split(self, verbose):
+        """Find the front, if the model was compiled since; make a model of all that follows it.
+
+        `head` has the model's own layers, no copies: to train it is to train the model.
+        """
+        compiled = getattr(self.model, "_compile_config", None)
+        if self.head and compiled is self.compiled:
+            return
+        self.compiled = compiled
+        (*stops, front), after = find_front(self.model)
+        self.stops = [*(stop for stop in stops if stop is self.stop), front]
+        if front is self.model.inputs[0]:
+            self.stops, self.head = [], self.model
+        else:
+            self.head = keras.Model(front, self.model.outputs[0])
+        if self.stops and compiled:
+            settings = compiled.config | {"optimizer": self.model.optimizer}
+            # Without a grid of pixels, a step takes less time than starting it: up to 50 at once
+            if len(front.shape) == 2 and not tf.distribute.has_strategy():
+                settings["steps_per_execution"] = max(settings["steps_per_execution"], 50)
+            self.head.compile(**settings)
+        if verbose != 0:
+            line = f"All layers run in every epoch: {after} is trainable, or random"
+            if self.stops:
+                name = operation_name(front)
+                line = f"The layers up to {name} are frozen and run once; {after} is trained first"
+            print(line, flush=True)
+
+    def _outputs(self, x, verbose, mirror=False):
+        """Return [the front's outputs for the images `x`], and with `mirror` those mirrored."""
+        views = [x, x[:, :, ::-1]] if mirror else [x]
+        if not self.stops:
+            return views
+        digests = [f"{digest_arrays(x)} {step}" for step in ("as they are", "mirrored")]
+        return [
+            self._stored(self.stops, view, digest, verbose)
+            for view, digest in zip(views, digests, strict=False)
+        ]
+
+    def _stored(self, stops, x, digest, verbose):
+        """Return the outputs at the last of `stops` for the images `x`, as a map of their file.
+
+        What is read of it is in memory only as long as there is room. The file ends in its key:
+        one that does not is not whole.
+        """
+        *before, stop = stops
+        front = keras.Model(self.model.inputs, stop)
+        key = hashlib.sha256(f"{digest} {describe(front, self.salt)}".encode()).digest()
+        name = re.sub(r"_\d+$", "", operation_name(stop))  # Keras counts: flatten, flatten_1, ...
+        path = self.directory / f"{name}-{key.hex()[:12]}.features"
+        self.files.add(path)
+        dtype, shape = np.dtype(tf.as_dtype(stop.dtype).as_numpy_dtype), (len(x), *stop.shape[1:])
+        size = math.prod(shape) * dtype.itemsize
+        whole = path.is_file() and path.stat().st_size == size + len(key)
+        if not whole or bytes(np.memmap(path, mode="r")[size:]) != key:
+            if before:
+                x = self._stored(before, x, digest, verbose)
+                front = keras.Model(before[-1], stop)
+            free = shutil.disk_usage(self.directory).free
+            if size > free:
+                fail(
+                    f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and "
+                    f"{free / 1e9:.1f} are free in {self.directory.resolve()}: delete files there "
+                    "(those in .features are of no use for this run), or choose another directory "
+                    "or smaller images"
+                )
+            if verbose != 0:
+                print(f"The layers up to {name} run over {len(x):,} images:", flush=True)
+            write_outputs(front, x, key, path, verbose)
+            if verbose != 0:
+                print(f"{path} has their outputs ({size / 1e6:,.0f} MB), delete it when you like")
+            for old in self.directory.glob(f"*{name}-*.features"):
+                if old not in self.files and is_of_no_run(old):
+                    with contextlib.suppress(OSError):  # Windows, while a program uses it
+                        old.unlink()
+        return np.memmap(path, dtype, "r", shape=shape)
 
 
-def write_outputs(frozen, arrays, key, path):
-    """Write what the model `frozen` makes of `arrays`, then `key`, into the file `path`."""
-    at_once = images_at_once(frozen)
-    predict = tf.function(frozen)
-    progress = keras.utils.Progbar(sum(map(len, arrays)), verbose=verbosity())
-    with path.open("wb") as file:
-        for array in arrays:
-            for first in range(0, len(array), at_once):
-                rows = tf.constant(array[first : first + at_once])
+def find_front(model):
+    """Return the tensors in a model's frozen front that carry everything, and what comes after.
+
+    The first of them is the input, the last one the end of the front. What comes after is the
+    name of the first layer that is trainable or random.
+    """
+    nodes = keras.Model(model.inputs, model.outputs)._nodes_by_depth  # a call of a layer each
+    nodes = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
+    uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    stops, open_tensors = [], {}  # the latter: made, and not yet used by all that use them
+    for node in nodes:
+        if not gives_the_same(node) or node.outputs[0] is model.outputs[0]:
+            return stops, node.operation.name
+        uses.subtract(id(tensor) for tensor in node.input_tensors)
+        open_tensors |= {id(tensor): tensor for tensor in node.outputs}
+        open_tensors = {key: tensor for key, tensor in open_tensors.items() if uses[key]}
+        if len(open_tensors) == 1:
+            stops += open_tensors.values()
+    return stops, model.output_names[0]
+
+
+def gives_the_same(node):
+    """Return whether a node of a model's graph gives the same for an image in every epoch."""
+
+    def is_fixed(part):
+        inner = getattr(part, "layers", None)  # of a model that is used as a layer
+        if inner is not None:
+            return all(map(is_fixed, inner))
+        is_random = len(part.variables) > len(part.weights)  # the states of random generators
+        return not (part.trainable and part.weights) and not (is_random and not inference)
+
+    inference = node.arguments.kwargs.get("training") is False
+    # An operation such as a subtraction is no layer, and has no weights
+    return not isinstance(node.operation, layers.Layer) or is_fixed(node.operation)
+
+
+def operation_name(tensor):
+    """Return the name of the layer that gives the symbolic `tensor`."""
+    return tensor._keras_history.operation.name
+
+
+def describe(model, salt):
+    """Return a digest of what a model's outputs depend on besides the images, as text.
+
+    Names count for nothing. Layers that are not Keras's own, whose code may change, count as
+    `salt`, so that their outputs are not found again by another object.
+    """
+    text = model.to_json()
+    names = [model.name, *(operation.name for operation in model.operations)]
+    for number, name in enumerate(names):
+        text = text.replace(json.dumps(name), f'"{number}"')
+    if re.search(r'"registered_name": "(?!Functional)|"Lambda"', text):
+        text += salt
+    return text + digest_arrays(*model.get_weights())
+
+
+def digest_arrays(*arrays):
+    """Return a digest of the arrays' shapes, dtypes and contents, as text."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        for first in range(0, len(array), 1000) if array.ndim else ():
+            digest.update(np.ascontiguousarray(array[first : first + 1000]))
+    return digest.hexdigest()
+
+
+def write_outputs(model, x, key, path, verbose):
+    """Write what `model` makes of the images `x`, then `key`, into the file `path`.
+
+    A run that was broken off is gone on with. Errors: Failure where nothing can be written.
+    """
+    part, at_once = part_of(path), images_at_once(model)
+    for old in path.parent.glob(f"{PART}*-{path.name}"):
+        if is_of_no_run(old):
+            with contextlib.suppress(OSError):
+                old.replace(part)
+    predict = tf.function(model)
+    progress = keras.utils.Progbar(len(x), verbose=verbosity() if verbose == "auto" else verbose)
+    try:
+        with part.open("ab") as file:
+            row = math.prod(model.output_shape[1:]) * tf.as_dtype(model.output.dtype).size
+            done = file.tell() // row // at_once * at_once
+            file.truncate(done * row)
+            progress.add(done)
+            for first in range(done, len(x), at_once):
+                rows = tf.constant(x[first : first + at_once])
                 file.write(np.ascontiguousarray(predict(rows, training=False)))
                 progress.add(len(rows))
-        file.write(key)
+            file.write(key)
+        replace_file(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        fail(cannot_write(path, error))
 
 
 def images_at_once(model):
@@ -1042,44 +1257,34 @@ def images_at_once(model):
     return max(1, min(250, 250 * 32 * 32 * 64 // largest))
 
 
-# ----- Training
+def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
+    """Return a tf.data.Dataset of `batch_size` rows of views[0], and of y and sample_weight.
 
-HELD = []  # lists of arrays that TensorFlow would hold for the life of the process; see guarded()
-
-
-def make_optimizer(name, learning_rate):
-    """Return Keras's optimizer `name`; `learning_rate` is a number or a schedule."""
-    config = {"learning_rate": learning_rate} | ({"momentum": 0.9} if name == "sgd" else {})
-    return keras.optimizers.get({"class_name": name, "config": config})
-
-
-def batches(x, y=None, *, batch_size, shuffle=False, mirrored=None):
-    """Return a tf.data.Dataset that yields `batch_size` rows of the array `x`, or of x and y.
-
-    With `mirrored`, an array like `x`, each row of x is taken from one of the two at random.
-    For the same seed, the rows come in the order in which `fit` shuffles NumPy arrays. Other than
-    there, tf.data's autotuner is off: on a CPU it would delay the end of each call by seconds.
-    The arrays may be larger than the memory: rows are read when their turn comes.
+    With a second view, each row is taken from one of the two at random. For the same seed, the
+    rows come in the order in which `fit` shuffles NumPy arrays. Other than there, tf.data's
+    autotuner is off: on a CPU it would delay the end of each call by seconds. The arrays may be
+    larger than the memory: rows are read when their turn comes. TensorFlow holds what is in the
+    dataset for the life of the process: the contextlib.ExitStack `let_go` empties it.
     """
-    count, mirror = len(x), mirrored is not None
-    arrays = [array for array in (x, y, mirrored) if array is not None]
-    dtypes = [array.dtype for array in arrays][: len(arrays) - mirror]
-    shapes = [(None, *array.shape[1:]) for array in arrays]
-    HELD.append(arrays)
+    arrays = [views[0], *(np.asarray(array) for array in (y, sample_weight) if array is not None)]
+    mirrored, count = views[1:], len(views[0])
+    dtypes, shapes = [one.dtype for one in arrays], [(None, *one.shape[1:]) for one in arrays]
+    let_go.callback(arrays.clear)
+    let_go.callback(mirrored.clear)
 
     def order(_):
         return tf.random.shuffle(tf.range(count)) if shuffle else tf.range(count)
 
     def gather(rows):
-        batch = [array[rows] for array in arrays[: len(dtypes)]]
-        if mirror:
+        batch = [array[rows] for array in arrays]
+        for view in mirrored:
             chosen = np.random.random(len(rows)) < 0.5
-            batch[0][chosen] = arrays[-1][rows[chosen]]
+            batch[0][chosen] = view[rows[chosen]]
         return batch
 
     def read(rows):
         batch = tf.numpy_function(gather, [rows], dtypes)
-        for part, shape in zip(batch, shapes, strict=False):
+        for part, shape in zip(batch, shapes, strict=True):
             part.set_shape(shape)
         return tuple(batch)
 
@@ -1090,54 +1295,34 @@ def batches(x, y=None, *, batch_size, shuffle=False, mirrored=None):
     return rows.map(read).prefetch(2).apply(steps).with_options(options)
 
 
-def train(model, data, labels, epochs, batch_size, history, save_best):
-    """Fit `model` to `data` and `labels`, lists of arrays to train, validate and test with.
+# ----- Training
 
-    A fourth array in `data` is what `batches` calls `mirrored`. The training goes on with
-    the keras.callbacks.History `history`. Where Ctrl-C or a loss that is no number ends it early,
-    model.stop_training is True.
-    Errors: KeyboardInterrupt for a Ctrl-C in the very first epoch.
+
+class SaveBest(keras.callbacks.Callback):
+    """keras.callbacks.ModelCheckpoint(path, save_best_only=True) that a kill does not harm.
+
+    The file at `path` is whole at all times, and has the `notes`, as save_model() writes them.
+    `epoch` is that of the lowest val_loss, from 1 on.
     """
-    done, mirrored = len(history.history.get("loss", [])), data[3] if len(data) > 3 else None
-    try:
-        model.fit(
-            batches(data[0], labels[0], batch_size=batch_size, shuffle=True, mirrored=mirrored),
-            validation_data=batches(data[1], labels[1], batch_size=batch_size),
-            initial_epoch=done,
-            epochs=done + epochs,
-            shuffle=False,  # batches() has shuffled
-            callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
-            verbose=verbosity(),
-        )
-    except KeyboardInterrupt:
-        if not history.history:
-            raise
-        model.stop_training = True
 
+    def __init__(self, path, notes):
+        super().__init__()
+        self.path, self.notes = Path(path), notes
+        self.epoch, self.lowest = 0, math.inf
+        # Another run may replace the file at `path`: restore() has one that is out of its reach
+        self.weights = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
 
-def best_model_saver(model, notes, path):
-    """Return a callback that saves `model` to `path` after each epoch with a new lowest val_loss.
+    def on_epoch_end(self, epoch, logs):
+        """Save the model if this epoch's val_loss is the lowest."""
+        if logs["val_loss"] < self.lowest:
+            self.epoch, self.lowest = epoch + 1, logs["val_loss"]
+            save_model(self.model, self.notes, self.path, needed=True, weights_to=self.weights)
 
-    As keras.callbacks.ModelCheckpoint, but it saves the whole model, of which a part is trained.
-    Its method restore() gives the model its weights of then, which are in a nameless file as well:
-    another run may have replaced that at `path`.
-    """
-    lowest, kept = math.inf, tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
-
-    def save(epoch, logs):
-        nonlocal lowest
-        if logs["val_loss"] < lowest:
-            lowest = logs["val_loss"]
-            save_model(model, notes, path, needed=True, weights_to=kept)
-
-    def restore():
-        kept.seek(0)
-        for weight in model.weights:
-            weight.assign(np.load(kept))
-
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=save)
-    callback.restore = restore
-    return callback
+    def restore(self):
+        """Give the model the weights that were saved."""
+        self.weights.seek(0)
+        for weight in self.model.weights:
+            weight.assign(np.load(self.weights))
 
 
 def save_model(model, notes, path, needed=False, weights_to=None):
@@ -1159,6 +1344,23 @@ def save_model(model, notes, path, needed=False, weights_to=None):
     write_whole(path, write, needed)
 
 
+def thaw(vgg16, blocks):
+    """Let the last `blocks` of VGG16's five blocks be trained, from the next compile() on."""
+    first = vgg16.layers.index(vgg16.get_layer(f"block{6 - blocks}_conv1"))
+    for layer in vgg16.layers[first:]:
+        layer.trainable = True
+
+
+def recompile(model, learning_rate):
+    """Compile `model` as it was, with a new optimizer of the same kind at another rate."""
+    config = model.optimizer.get_config() | {"learning_rate": learning_rate}
+    optimizer = type(model.optimizer).from_config(config)
+    trained = {layer.dtype_policy.name for layer in model.layers if layer.trainable_weights}
+    if "mixed_float16" in trained:  # in which small gradients would become 0
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(**model._compile_config.config | {"optimizer": optimizer})
+
+
 def warm_up_and_decay(peak, steps):
     """Return a learning rate that grows to `peak` in a tenth of the `steps`, then falls towards 0.
 
@@ -1171,17 +1373,27 @@ def warm_up_and_decay(peak, steps):
     )
 
 
-def end_early(history, args):
-    """End the run with the curves of `history`, and the reason why its training ended early."""
-    plot_history(history, args)
-    epochs = len(history["loss"])
-    if math.isfinite(history["val_loss"][-1]):
-        place = args.output_dir.resolve()
-        raise KeyboardInterrupt(
-            f"stopped after epoch {epochs}: the best model and the curves are in {place}"
-        )
-    rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
-    fail(f"the loss did not stay finite in epoch {epochs}: choose a lower {rate}")
+def is_finite(history):
+    """Return whether all numbers of the last epoch in a keras.callbacks.History are finite."""
+    return all(math.isfinite(values[-1]) for values in history.history.values())
+
+
+def stop_early(history, args, output_dir):
+    """Draw the curves of a training that Ctrl-C or a loss that is no number has ended.
+
+    Return the exit status of Ctrl-C. Errors: status 2 for the other.
+    """
+    plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
+    epochs = len(history.history["loss"])
+    if not is_finite(history):
+        rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
+        fail(f"the loss became infinite or NaN in epoch {epochs}: lower {rate}")
+    print(
+        f"stopped after epoch {epochs}: the best model and the curves are in "
+        f"{output_dir.resolve()}",
+        file=sys.stderr,
+    )
+    return 130
 
 
 # ----- Results and figures
@@ -1189,19 +1401,17 @@ def end_early(history, args):
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
 
-def predict(model, views, batch_size, verbose=0):
-    """Return the probabilities (n, classes) that `model` gives n images, averaged over `views`.
-
-    Each of the views is an array of all n: as they are, mirrored.
-    """
-    data = [batches(x, batch_size=batch_size) for x in views]
-    return np.mean([model.predict(x, verbose=verbose) for x in data], axis=0)
-
-
 def print_averaged(probabilities, labels):
     """Print the accuracy of `probabilities` that are averaged over images and mirror images."""
     accuracy = np.mean(np.argmax(probabilities, axis=1) == labels[:, 0])
     print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
+
+
+def print_saved(epoch, result, probabilities, labels, mirror):
+    """Print the result of the saved model, of another epoch than the last one."""
+    print(f"{MODEL_FILE} holds epoch {epoch}, which has the lowest val_loss. Its result: {result}")
+    if mirror:
+        print_averaged(probabilities, labels)
 
 
 def temper(probabilities, temperature):
@@ -1266,7 +1476,7 @@ def print_prediction(probabilities, label, class_names):
     print(f"予測: {class_names[predicted]}, 正解: {class_names[label[0]]}")
 
 
-def plot_history(history, args):
+def plot_history(history, directory, fine_tuning_from=None):
     """Write Keras's `history`, a row for each epoch, into history.csv, and draw its curves."""
     names = sorted(history)
     epochs = range(1, len(history["loss"]) + 1)
@@ -1275,19 +1485,18 @@ def plot_history(history, args):
         ",".join(map(str, row)) for row in zip(epochs, *map(history.get, names), strict=True)
     ]
     text = "\n".join([*lines, ""])
-    write_whole(args.output_dir / "history.csv", lambda part: part.write_text(text))
+    write_whole(directory / "history.csv", lambda part: part.write_text(text))
     for name, label in (("loss", "loss"), ("accuracy", "acc")):
         figure, axis = plt.subplots()
         axis.plot(epochs, history[name], "r.-", label=f"training {label}")
         axis.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
-        if len(epochs) > args.epochs:
-            axis.axvline(args.epochs + 0.5, color="gray", ls="--", label="fine-tuning starts")
+        if fine_tuning_from:
+            axis.axvline(fine_tuning_from + 0.5, color="gray", ls="--", label="fine-tuning starts")
         axis.set_xlabel("Epochs")
         axis.set_ylabel(name.capitalize())
         axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_title("demo: drawn images" if args.demo else "")
         axis.legend()
-        write_whole(args.output_dir / f"{name}.png", figure.savefig)
+        write_whole(directory / f"{name}.png", figure.savefig)
 
 
 def drawable(class_names):
@@ -1349,7 +1558,7 @@ def overlay(images, maps):
     return ((1 - weights) * images + weights * colours).astype("uint8")
 
 
-def plot_mistakes(model, images, probabilities, class_names, path, labels, title, mirror):
+def plot_mistakes(model, images, probabilities, class_names, path, labels, mirror, title=""):
     """Draw the ten images of which `model` was surest and wrong, and where it looked."""
     sure, predicted = probabilities.max(axis=1), np.argmax(probabilities, axis=1)
     wrong = np.flatnonzero(predicted != labels[:, 0])
@@ -1396,7 +1605,7 @@ def plot_predictions(images, probabilities, class_names, path, labels=None, titl
     write_whole(path, figure.savefig)
 
 
-def plot_confusion_matrix(probabilities, labels, class_names, path, title):
+def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
     """Draw how many images of each class (row) were taken for which class (column) into `path`.
 
     At the right is the recall: the share of a class's images that were recognised.
@@ -1450,6 +1659,17 @@ def fail(message):
     raise Failure(message)
 
 
+@contextlib.contextmanager
+def fail_with(problem, way):
+    """End the run with one sentence, of the problem, its cause and the way out, for any error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the sentence says it all
+        try:
+            yield
+        except Exception as error:  # the network, Keras, h5py and zipfile each have their own
+            fail(f"{problem} ({first_line(error)}): {way}")
+
+
 def make_output_dir(path):
     """Make the directory `path`; end with status 2 where it cannot be made or written."""
     try:
@@ -1463,48 +1683,71 @@ def make_output_dir(path):
 PART = f"part-{socket.gethostname()}-"  # then the process and the file: no other run writes to it
 
 
+def part_of(path):
+    """Return where this process writes the file `path` until it is whole."""
+    return path.with_name(f"{PART}{os.getpid()}-{path.name}")
+
+
+def is_of_no_run(path):
+    """Return whether no process of this computer is still writing to the file `path`."""
+    number = path.name.removeprefix(PART).split("-")[0]
+    return not path.name.startswith("part-") or (
+        path.name.startswith(PART) and number.isdecimal() and not psutil.pid_exists(int(number))
+    )
+
+
 def delete_parts(directory):
-    """Delete what runs on this computer that were killed left half-written in `directory`."""
+    """Delete what killed runs left half-written, but for outputs: FrozenOnce goes on with them."""
     for part in directory.glob(f"{PART}*"):
-        with contextlib.suppress(OSError, ValueError):
-            if not psutil.pid_exists(int(part.name.removeprefix(PART).split("-")[0])):
+        if is_of_no_run(part) and part.suffix != ".features":
+            with contextlib.suppress(OSError):
                 part.unlink()
 
 
 def write_whole(path, write, needed=False):
     """Let `write(part)` write a file, which takes the place of `path` once it is whole.
 
-    A run that is killed leaves `path` as it was. Where a program holds the file, this waits a
-    little, then says so. Errors: status 2 if it is `needed`.
+    A run that is killed leaves `path` as it was. Where it cannot be written, this says so.
+    Errors: status 2 if it is `needed`.
     """
+    path = Path(path)
     delete_parts(path.parent)
-    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    part = part_of(path)
     try:
         write(part)
-        for seconds in (0.2, 1, 3):
-            with contextlib.suppress(PermissionError):
-                part.replace(path)
-                return
-            time.sleep(seconds)
-        part.replace(path)
+        replace_file(part, path)
     except OSError as error:
-        message = (
-            f"{path} could not be written ({error.strerror or first_line(error)}): free some "
-            "space, close programs that use the file, or choose another directory"
-        )
         if needed:
-            fail(message)
-        print(message)
+            fail(cannot_write(path, error))
+        print(cannot_write(path, error))
     finally:
         with contextlib.suppress(OSError):  # a virus scanner may hold it
             part.unlink(missing_ok=True)
+
+
+def replace_file(part, path):
+    """Let the file `part` take the place of `path`; wait a little while a program holds one."""
+    for seconds in (0.2, 1, 3):
+        with contextlib.suppress(PermissionError):
+            part.replace(path)
+            return
+        time.sleep(seconds)
+    part.replace(path)
+
+
+def cannot_write(path, error):
+    """Return the sentence for an OSError while the file `path` was written."""
+    return (
+        f"{path} could not be written ({error.strerror or first_line(error)}): free some space, "
+        "close programs that use the file, or choose another directory"
+    )
 
 
 def guarded(main):
     """Return `main` so that it returns the exit status, and prints one sentence for an error."""
 
     @functools.wraps(main)
-    def run(argv=None):
+    def run(argv=()):
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:  # under pythonw
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -1512,8 +1755,8 @@ def guarded(main):
             sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
         try:
             return main(argv)
-        except KeyboardInterrupt as error:
-            message, status = str(error) or "stopped", 130
+        except KeyboardInterrupt:
+            message, status = "stopped", 130
         except Failure as error:
             message, status = f"error: {error}", 2
         except Exception as error:
@@ -1523,10 +1766,6 @@ def guarded(main):
             if not full:
                 raise
             message, status = f"error: {MEMORY_FULL} ({first_line(error)})", 2
-        finally:
-            for arrays in HELD:  # a second run in a notebook may replace the file behind them
-                arrays.clear()
-            HELD.clear()
         print(message, file=sys.stderr)
         return status
 
