@@ -1000,6 +1000,7 @@ class FrozenOnce:
                 "Keras's own train_step: call the model's own fit() instead"
             )
         self.model, self.directory, self.mirror = model, Path(directory), mirror
+        make_output_dir(self.directory)
         self.stop = stop and model.get_layer(stop).output
         self.salt, self.files = os.urandom(8).hex(), set()  # the files are those of this object
         self.compiled = self.head = None
@@ -1164,31 +1165,28 @@ def find_front(model):
     nodes = keras.Model(model.inputs, model.outputs)._nodes_by_depth  # a call of a layer each
     nodes = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
     uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
-    stops, open_tensors = [], {}  # the latter: made, and not yet used by all that use them
+    stops, has_weights = list(model.inputs), False
+    open_tensors = {}  # made, and not yet used by all that use them
     for node in nodes:
-        if not gives_the_same(node) or node.outputs[0] is model.outputs[0]:
+        if not is_fixed(node.operation) or node.outputs[0] is model.outputs[0]:
             return stops, node.operation.name
         uses.subtract(id(tensor) for tensor in node.input_tensors)
         open_tensors |= {id(tensor): tensor for tensor in node.outputs}
         open_tensors = {key: tensor for key, tensor in open_tensors.items() if uses[key]}
-        if len(open_tensors) == 1:
+        has_weights = has_weights or bool(getattr(node.operation, "weights", ()))
+        if has_weights and len(open_tensors) == 1:  # without, it costs less than to read a file
             stops += open_tensors.values()
     return stops, model.output_names[0]
 
 
-def gives_the_same(node):
-    """Return whether a node of a model's graph gives the same for an image in every epoch."""
-
-    def is_fixed(part):
-        inner = getattr(part, "layers", None)  # of a model that is used as a layer
-        if inner is not None:
-            return all(map(is_fixed, inner))
-        is_random = len(part.variables) > len(part.weights)  # the states of random generators
-        return not (part.trainable and part.weights) and not (is_random and not inference)
-
-    inference = node.arguments.kwargs.get("training") is False
-    # An operation such as a subtraction is no layer, and has no weights
-    return not isinstance(node.operation, layers.Layer) or is_fixed(node.operation)
+def is_fixed(operation):
+    """Return whether an operation or layer gives the same output in every epoch."""
+    if not isinstance(operation, layers.Layer):  # a subtraction, say
+        return True
+    if isinstance(operation, keras.Model):  # used as a layer
+        return all(map(is_fixed, operation.layers))
+    is_random = len(operation.variables) > len(operation.weights)  # states of random generators
+    return not is_random and not (operation.trainable and operation.weights)
 
 
 def operation_name(tensor):
@@ -1206,7 +1204,7 @@ def describe(model, salt):
     names = [model.name, *(operation.name for operation in model.operations)]
     for number, name in enumerate(names):
         text = text.replace(json.dumps(name), f'"{number}"')
-    if re.search(r'"registered_name": "(?!Functional)|"Lambda"', text):
+    if re.search('"module": (?!"keras|"builtins")|"Lambda"', text):
         text += salt
     return text + digest_arrays(*model.get_weights())
 
