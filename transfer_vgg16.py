@@ -9,8 +9,7 @@ Test accuracy 0.527 after ten epochs, as with the article's own code on the same
 copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder.md).
 
     python transfer_vgg16.py                       the article's run
-    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: takes seconds from here on,
-                                                   as VGG16's outputs are kept
+    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: seconds from here on
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --demo                try it on small drawings, without any download
     python transfer_vgg16.py --help                all arguments
@@ -60,18 +59,18 @@ from pathlib import Path
 def quiet_import():
     """Hold back TensorFlow's start-up lines, unless it aborts; one sentence for a broken package.
 
-    After an abort, nothing of this process runs: so another one holds the lines, and prints them
+    After an abort nothing of this process runs: another one holds the lines, and prints them
     unless they end in a zero byte.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    loud = "TF_CPP_MIN_LOG_LEVEL" in os.environ or sys.__stderr__ is None  # as under pythonw
-    if not loud:
+    quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ and sys.__stderr__  # pythonw has none
+    if quiet:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel("ERROR")
-        program = (
-            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            "log = sys.stdin.buffer.read(); log.endswith(b'\\0') or sys.stderr.buffer.write(log)"
+        program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        program += (
+            "log = sys.stdin.buffer.read(); log[-1:] == b'\\0' or sys.stderr.buffer.write(log)"
         )
         holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
         stderr = os.dup(2)
@@ -82,7 +81,7 @@ def quiet_import():
     except Exception as error:  # a broken DLL or plug-in raises more than ImportError
         problem = str(error).strip().split("\n")[0]
     finally:
-        if not loud:
+        if quiet:
             del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts does this itself
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -90,11 +89,8 @@ def quiet_import():
         if backend:  # an unusable one would have stopped the import: see choose_backend()
             os.environ["MPLBACKEND"] = backend
     if problem is not None:
-        print(
-            f"error: a package is missing or broken ({problem}): activate .venv and run "
-            "pip install -r requirements.txt",
-            file=sys.stderr,
-        )
+        way = "activate .venv and run pip install -r requirements.txt"
+        print(f"error: a package is missing or broken ({problem}): {way}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -112,9 +108,8 @@ with quiet_import():
     from matplotlib import font_manager
     from PIL import Image, ImageOps
 
-# Pillow reads an iPhone's pictures, too, then, and is silent about odd metadata
-pillow_heif.register_heif_opener()
-warnings.filterwarnings("ignore", module="PIL")
+pillow_heif.register_heif_opener()  # an iPhone's pictures
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
 CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
 CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
@@ -122,7 +117,7 @@ MODEL_FILE = "vgg16_cifar10.keras"
 
 
 def main(argv=()):
-    """Run the article, from the data to the first prediction; `argv`: arguments, as in a shell."""
+    """Run the article, from the data to the first prediction; `argv` is as on a command line."""
     args = parse_arguments(argv)
     start(args)  # ours: the output directory, the devices, a line of all settings
 
@@ -131,13 +126,13 @@ def main(argv=()):
     if data is None:
         (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
         class_names = CLASS_NAMES
-    elif not has_photos(args):
-        (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_npz(data)
-    else:  # divided already
+    elif has_photos(args):  # ours; they come divided
         parts, class_names = load_photos(data, args.image_size, output_dir)
         train_imgs, train_labels = parts["train"]
         val_imgs, val_labels = parts["validation"]
         test_imgs, test_labels = parts["test"]
+    else:  # ours: an .npz file, as the demo's
+        (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_npz(data)
 
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
     if not has_photos(args):
@@ -146,10 +141,10 @@ def main(argv=()):
         train_imgs, train_labels = train_imgs[idx:], train_labels[idx:]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
-    # Another base from keras.applications: its own preprocess_input, and weights="imagenet"
+    # For another base from keras.applications: its own preprocess_input, weights="imagenet"
     keras.utils.set_random_seed(args.seed)
-    x = inputs = keras.Input(train_imgs.shape[1:], name="image")
-    if args.image_size != inputs.shape[1]:  # ours, in the model: the saved one takes plain images
+    inputs = x = keras.Input(shape=train_imgs.shape[1:], name="image")
+    if args.image_size != train_imgs.shape[1]:  # ours; in the model, which takes plain images then
         x = layers.Resizing(args.image_size, args.image_size)(x)
     if args.preprocess:  # ours
         x = preprocess_input(x)
@@ -184,44 +179,34 @@ def main(argv=()):
     )
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
-    # Frozen layers give the same output for an image in every epoch. `stop` is where those end
-    # that stay frozen in the fine-tuning: their outputs are kept as well.
+    # They give the same output for an image in every epoch. `stop`: kept for the fine-tuning, too
     stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
     fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
     if args.end_to_end:
         fast = model  # the article's plain code
 
     # ===== fitを使ったモデルの訓練 / Train with fit
-    history = keras.callbacks.History()  # of both trainings, and there after Ctrl-C
-    notes = {"class_names": class_names, "mirror": args.mirror}  # for predict_saved.py
-    save_best = SaveBest(output_dir / MODEL_FILE, notes)  # ModelCheckpoint(save_best_only=True)
+    # SaveBest is ours: ModelCheckpoint(MODEL_FILE, save_best_only=True) that survives a kill
+    save_best = SaveBest(output_dir / MODEL_FILE, class_names=class_names, mirror=args.mirror)
+    history = keras.callbacks.History()  # what fit returns; one for both trainings
+    settings = {
+        "batch_size": args.batch_size,
+        "validation_data": (val_imgs, val_labels),
+        "callbacks": [save_best, history, keras.callbacks.TerminateOnNaN()],
+        "verbose": verbosity(),
+    }
     try:
-        fast.fit(
-            train_imgs,
-            train_labels,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            validation_data=(val_imgs, val_labels),
-            callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
-            verbose=verbosity(),
-        )
-        # ===== VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune blocks (ours)
-        if args.unfreeze and is_finite(history):
+        fast.fit(train_imgs, train_labels, epochs=args.epochs, **settings)
+        if args.unfreeze and is_finite(history):  # ours: VGG16の最後のブロックも訓練する
             thaw(vgg16, args.unfreeze)
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
             recompile(model, warm_up_and_decay(args.fine_tune_learning_rate, steps))
+            epochs = args.epochs + args.fine_tune_epochs
             fast.fit(
-                train_imgs,
-                train_labels,
-                initial_epoch=args.epochs,
-                epochs=args.epochs + args.fine_tune_epochs,
-                batch_size=args.batch_size,
-                validation_data=(val_imgs, val_labels),
-                callbacks=[save_best, history, keras.callbacks.TerminateOnNaN()],
-                verbose=verbosity(),
+                train_imgs, train_labels, initial_epoch=args.epochs, epochs=epochs, **settings
             )
     except KeyboardInterrupt:
-        if not history.history:  # not one epoch is complete
+        if not history.history:  # no epoch is complete
             raise
         return stop_early(history, args, output_dir)
     if not is_finite(history):
@@ -231,40 +216,31 @@ def main(argv=()):
     result = fast.evaluate(test_imgs, test_labels, verbose=verbosity())
     print(result)
 
-    # ===== predictを使った予測 / Predict the test images
+    # ===== predictを使った予測 / Predict the test images (with --mirror: test-time augmentation)
     preds = fast.predict(test_imgs, verbose=verbosity())
-    if args.mirror:  # ours: FrozenOnce has averaged over the mirror images
-        print_averaged(preds, test_labels)
+    print_averaged(preds, test_labels, args.mirror)
 
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
     if save_best.epoch < len(history.history["loss"]):
-        save_best.restore()
-        saved_result = fast.evaluate(test_imgs, test_labels, verbose=0)
-        saved_preds = fast.predict(test_imgs, verbose=0)
-        print_saved(save_best.epoch, saved_result, saved_preds, test_labels, args.mirror)
+        saved_preds = test_best(fast, save_best, test_imgs, test_labels)
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
-    tempered = temper(saved_preds, temperature)
-    accuracy = float(np.mean(saved_preds.argmax(axis=1) == test_labels[:, 0]))
-    notes |= {"temperature": temperature}
-    notes |= {"test": {"accuracy": accuracy, "images": len(test_imgs)}}
-    save_model(model, notes, output_dir / MODEL_FILE)
-    print_calibration(saved_preds, tempered, test_labels, temperature)
+    print_calibration(saved_preds, temperature, test_labels)
     print_balance(saved_preds, test_labels, class_names)
+    save_best.save(temperature=temperature, test=count_right(saved_preds, test_labels))
 
     # ===== 予測結果を表示 / Print the first prediction
     print_prediction(preds[0], test_labels[0], class_names)
 
-    # ===== history情報の可視化 / Plot the history (figures last: they never hold up results)
+    # ===== history情報の可視化 / Plot the history (figures come last: they hold up no result)
     plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
     names = drawable(class_names)
     plot_predictions(test_imgs, saved_preds, names, output_dir / "predictions.png", test_labels)
     plot_confusion_matrix(saved_preds, test_labels, names, output_dir / "confusion_matrix.png")
-    plot_mistakes(
-        model, test_imgs, tempered, names, output_dir / "mistakes.png", test_labels, args.mirror
-    )
+    sure, path = temper(saved_preds, temperature), output_dir / "mistakes.png"
+    plot_mistakes(model, test_imgs, sure, names, path, test_labels, args.mirror)
     show_figures()
     return 0
 
@@ -1145,10 +1121,12 @@ class FrozenOnce:
                     "or smaller images"
                 )
             if verbose != 0:
-                print(f"The layers up to {name} run over {len(x):,} images:", flush=True)
+                print(
+                    f"The layers up to {name} run over {len(x):,} images, kept in {path} "
+                    f"({size / 1e6:,.0f} MB, delete it when you like):",
+                    flush=True,
+                )
             write_outputs(front, x, key, path, verbose)
-            if verbose != 0:
-                print(f"{path} has their outputs ({size / 1e6:,.0f} MB), delete it when you like")
             for old in self.directory.glob(f"*{name}-*.features"):
                 if old not in self.files and is_of_no_run(old):
                     with contextlib.suppress(OSError):  # Windows, while a program uses it
@@ -1299,15 +1277,15 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
 class SaveBest(keras.callbacks.Callback):
     """keras.callbacks.ModelCheckpoint(path, save_best_only=True) that a kill does not harm.
 
-    The file at `path` is whole at all times, and has the `notes`, as save_model() writes them.
-    `epoch` is that of the lowest val_loss, from 1 on.
+    The file at `path` is whole at all times. `notes` go into it, a JSON file each. `epoch` is the
+    one with the lowest val_loss, from 1 on.
     """
 
-    def __init__(self, path, notes):
+    def __init__(self, path, **notes):
         super().__init__()
         self.path, self.notes = Path(path), notes
         self.epoch, self.lowest = 0, math.inf
-        # Another run may replace the file at `path`: restore() has one that is out of its reach
+        # Another run may replace the file at `path`: restore() reads one that is out of its reach
         self.weights = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
 
     def on_epoch_end(self, epoch, logs):
@@ -1317,10 +1295,14 @@ class SaveBest(keras.callbacks.Callback):
             save_model(self.model, self.notes, self.path, needed=True, weights_to=self.weights)
 
     def restore(self):
-        """Give the model the weights that were saved."""
+        """Give the model the weights of the best epoch."""
         self.weights.seek(0)
         for weight in self.model.weights:
             weight.assign(np.load(self.weights))
+
+    def save(self, **notes):
+        """Save the model once more, with more notes."""
+        save_model(self.model, self.notes | notes, self.path)
 
 
 def save_model(model, notes, path, needed=False, weights_to=None):
@@ -1399,17 +1381,27 @@ def stop_early(history, args, output_dir):
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
 
-def print_averaged(probabilities, labels):
-    """Print the accuracy of `probabilities` that are averaged over images and mirror images."""
-    accuracy = np.mean(np.argmax(probabilities, axis=1) == labels[:, 0])
-    print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
+def print_averaged(probabilities, labels, averaged=True):
+    """Print the accuracy of `probabilities`, if these are of images and mirror images."""
+    if averaged:
+        accuracy = count_right(probabilities, labels)["accuracy"]
+        print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
 
 
-def print_saved(epoch, result, probabilities, labels, mirror):
-    """Print the result of the saved model, of another epoch than the last one."""
-    print(f"{MODEL_FILE} holds epoch {epoch}, which has the lowest val_loss. Its result: {result}")
-    if mirror:
-        print_averaged(probabilities, labels)
+def test_best(fast, save_best, images, labels):
+    """Test the saved model, which is not that of the last epoch; return its probabilities."""
+    save_best.restore()
+    print(f"Saved is epoch {save_best.epoch}, which has the lowest val_loss; on the test images:")
+    print(fast.evaluate(images, labels, verbose=0))
+    probabilities = fast.predict(images, verbose=0)
+    print_averaged(probabilities, labels, save_best.notes["mirror"])
+    return probabilities
+
+
+def count_right(probabilities, labels):
+    """Return the share of images whose likeliest class is right, and their number, in a dict."""
+    right = np.argmax(probabilities, axis=1) == labels[:, 0]
+    return {"accuracy": float(right.mean()), "images": len(right)}
 
 
 def temper(probabilities, temperature):
@@ -1446,12 +1438,13 @@ def calibration_error(probabilities, labels):
     return np.abs(np.bincount(bins, right - sure)).sum() / len(sure)
 
 
-def print_calibration(probabilities, tempered, labels, temperature):
+def print_calibration(probabilities, temperature, labels):
     """Print the calibration errors of `probabilities`, and of these with the `temperature`."""
-    before, after = (calibration_error(each, labels) for each in (probabilities, tempered))
+    before = calibration_error(probabilities, labels)
+    after = calibration_error(temper(probabilities, temperature), labels)
     print(
-        f"expected calibration error of the saved model, {len(labels):,} test images: "
-        f"{before:.4f}, and {after:.4f} with the temperature {temperature:.2f}"
+        f"Confidence is off by {before:.4f} on average on the test images (expected calibration "
+        f"error), and by {after:.4f} after calibration, with the temperature {temperature:.2f}"
     )
 
 
@@ -1462,8 +1455,8 @@ def print_balance(probabilities, labels, class_names):
     recalls = np.bincount(right, minlength=len(class_names)) / np.maximum(counts, 1)
     most, worst = np.argmax(counts), np.argmin(np.where(counts, recalls, 1))
     print(
-        f"Always saying {class_names[most]} would give {counts[most] / len(labels):.2f}; "
-        f"recognised worst is {class_names[worst]}, {recalls[worst]:.2f} of its images"
+        f"Always guessing {class_names[most]} would score {counts[most] / len(labels):.2f}. "
+        f"Hardest class: {class_names[worst]} ({recalls[worst]:.0%} recognised)"
     )
 
 
