@@ -29,10 +29,10 @@ import transfer_vgg16
 
 
 @transfer_vgg16.guarded
-def main(argv=None):
+def main(argv=()):
     """Name what is in the pictures that were given, or evaluate the saved model."""
-    args = parse_arguments(argv or [])
-    transfer_vgg16.import_libraries()
+    args = parse_arguments(argv)
+    transfer_vgg16.choose_backend()
     model, notes = load_model(args.model)
     if args.serve:
         return serve(model, notes, args.host or "127.0.0.1")
@@ -42,14 +42,12 @@ def main(argv=None):
     x_test, y_test = load_test_data(args, model, class_names)
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
-    verbose, at_once = transfer_vgg16.verbosity(), transfer_vgg16.images_at_once(model)
-    test = transfer_vgg16.batches(x_test, y_test, batch_size=at_once)
-    print(model.evaluate(test, verbose=verbose))
+    verbose = transfer_vgg16.verbosity()
+    print(evaluate(model, x_test, y_test, verbose))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
     preds = classify(model, notes, x_test, verbose)
-    if notes["mirror"]:
-        transfer_vgg16.print_averaged(preds, y_test)
+    transfer_vgg16.print_averaged(preds, y_test, notes["mirror"])
     transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
     return 0
@@ -57,7 +55,7 @@ def main(argv=None):
 
 def parse_arguments(argv):
     """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
-    parser = transfer_vgg16.make_parser("predict_saved.py", __doc__.split("\n")[0])
+    parser = transfer_vgg16.make_parser("predict_saved.py", "Use the model that was saved.")
     add, path = parser.add_argument, transfer_vgg16.parse_path
     model = Path(transfer_vgg16.MODEL_FILE)
     add("images", type=path, nargs="*", help="name the classes of these pictures or directories")
@@ -67,7 +65,7 @@ def parse_arguments(argv):
     add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
     add("--serve", action="store_true", help="open a page in the browser that names pictures")
     add("--host", type=str, help="let others open the page, at this address (127.0.0.1)")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args([str(word) for word in argv])
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
     if any(path.suffix == ".keras" for path in args.images):
@@ -100,10 +98,9 @@ def load_model(path):
     try:
         model = keras.models.load_model(path)
         notes = read_notes(path)
-        size = model.input_shape[1]
-        ours = model.input_shape == (None, size, size, 3)
-        ours = ours and "block5_pool" in [layer.name for layer in model.layers]
-        ours = ours and getattr(model, "loss", None) == "sparse_categorical_crossentropy"
+        size, classes = model.input_shape[1], model.output_shape[-1]
+        takes_pictures = model.input_shape == (None, size, size, 3)
+        ours = takes_pictures and model.output_shape == (None, classes) and model.compiled
     except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
         line, version = transfer_vgg16.first_line(error), read_keras_version(path)
         if version not in (None, keras.__version__):
@@ -120,11 +117,12 @@ def load_model(path):
             f"{path} is not a model that transfer_vgg16.py saved: give --model the path of its "
             f"{transfer_vgg16.MODEL_FILE}"
         )
-    article = model.input_shape == (None, 32, 32, 3) and model.inputs[0].name != "image"  # ours
-    if notes["class_names"] is None and article and model.output_shape == (None, 10):
+    # A model of ours has its names, unless it was saved again, which lost them
+    article = model.input_shape == (None, 32, 32, 3) and model.inputs[0].name != "image"
+    if notes["class_names"] is None and article and classes == 10:
         print(f"{path} names no classes: they are taken to be CIFAR-10's, as in the article")
         notes["class_names"] = transfer_vgg16.CLASS_NAMES
-    if model.output_shape != (None, len(notes["class_names"] or [])):
+    if classes != len(notes["class_names"] or []):
         fail(
             f"{path} does not have the names of its classes, which are lost where a program saves "
             "the model again: give --model the file that transfer_vgg16.py wrote"
@@ -136,9 +134,9 @@ def read_notes(path):
     """Return what transfer_vgg16.py noted in the .keras file `path`, as a dict.
 
     class_names: list of str, or None; mirror: whether it was trained on mirror images as well;
-    temperature: see transfer_vgg16.temper().
+    temperature: see transfer_vgg16.temper(); test: its accuracy and on how many images, or None.
     """
-    notes = {"class_names": None, "mirror": False, "temperature": 1}
+    notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
         if archive.comment:  # where the names once were
             notes["class_names"] = json.loads(archive.comment)
@@ -176,14 +174,23 @@ def load_test_data(args, model, class_names):
                 f"no photo of {args.data} to test with can be read: give --data another directory"
             )
         return images, labels
-    if class_names != transfer_vgg16.CLASS_NAMES:
-        fail(
-            f"the model knows {known}, not CIFAR-10's classes: give it pictures, or --data with "
-            "a directory of such photos"
-        )
-    if not args.data and not transfer_vgg16.download_cifar10():
+    data = args.data
+    if not data and class_names != transfer_vgg16.CLASS_NAMES:
+        data = transfer_vgg16.DEMO_DATA  # whose classes it may know
+    elif not data and not transfer_vgg16.download_cifar10():
         fail(f"CIFAR-10 could not be downloaded, as said above. {transfer_vgg16.NO_NETWORK}")
-    return transfer_vgg16.load_cifar10(args.data)[1]
+    if data:
+        _, test, found = transfer_vgg16.load_npz(data)
+    else:
+        _, test = transfer_vgg16.cifar10.load_data()
+        found = transfer_vgg16.CLASS_NAMES
+    if class_names != found:
+        fail(
+            f"the model knows {known}, and not the classes of "
+            f"{args.data or 'CIFAR-10'}: give it pictures, or --data with a directory of such "
+            "photos"
+        )
+    return test
 
 
 def list_pictures(paths):
@@ -200,6 +207,14 @@ def list_pictures(paths):
         else:
             files.append(path)
     return files
+
+
+def evaluate(model, images, labels, verbose=0):
+    """Return the loss and the metrics of the model for `images` and `labels`, as Keras does."""
+    with contextlib.ExitStack() as let_go:
+        at_once = transfer_vgg16.images_at_once(model)
+        data = transfer_vgg16.batches(let_go, [images], labels, None, at_once)
+        return model.evaluate(data, verbose=verbose)
 
 
 def classify(model, notes, images, verbose=0):
