@@ -1,0 +1,105 @@
+"""main() is there to be edited: after a change of a line or two, all that follows still works."""
+
+import importlib.util
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import PREDICT, TRANSFER, WRITTEN, call, read_figures, read_result, write_data
+from PIL import Image
+
+import predict_saved
+import transfer_vgg16
+
+INPUT = 'inputs = x = keras.Input(shape=train_imgs.shape[1:], name="image")'
+BASE = "VGG16(include_top=False, weights=weights, input_tensor=x)"
+LOSS = 'loss="sparse_categorical_crossentropy"'
+DENSE = 'x = layers.Dense(256, activation="relu")(x)'
+FLIP = "x = layers.RandomRotation(0.1)(layers.RandomFlip()(x))"
+TOP3 = 'keras.metrics.SparseTopKCategoricalAccuracy(3, name="top3")'
+
+
+def base(name):
+    return {BASE: f"keras.applications.{name}(include_top=False, weights=None, input_tensor=x)"}
+
+
+EDITS = {
+    "a thawed block": {
+        "for layer in vgg16.layers:\n": "for layer in vgg16.layers[:-4]:\n",
+    },
+    "all thawed": {"        layer.trainable = False": "        layer.trainable = True"},
+    "random images": {INPUT: f"{INPUT}\n    {FLIP}"},
+    "a loss object": {LOSS: "loss=keras.losses.SparseCategoricalCrossentropy()"},
+    "more metrics": {'metrics=["accuracy"]': f'metrics=["accuracy", {TOP3}]'},
+    "other metrics": {'metrics=["accuracy"]': f"metrics=[{TOP3}]"},
+    "ResNet50V2": base("ResNet50V2"),
+    "MobileNetV2": base("MobileNetV2"),
+    "EfficientNetV2B0": base("EfficientNetV2B0"),
+    "GlobalAveragePooling2D": {"layers.Flatten()": "layers.GlobalAveragePooling2D()"},
+    "BatchNormalization": {DENSE: f"{DENSE}\n    x = layers.BatchNormalization()(x)"},
+    "512 units": {DENSE: DENSE.replace("256", "512")},
+    "two Dense layers": {DENSE: f"{DENSE}\n    {DENSE}"},
+    "another size": {
+        "if args.image_size != train_imgs.shape[1]:": "if True:",
+        "layers.Resizing(args.image_size, args.image_size)": "layers.Resizing(64, 64)",
+    },
+}
+FAST = {"a thawed block", "random images", "MobileNetV2", "BatchNormalization"}
+CASES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EDITS]
+
+
+def edit(changes, directory):
+    """Write a copy of the script with the `changes`; return its path, which can be imported."""
+    text = TRANSFER.read_text(encoding="utf-8")
+    for before, after in changes.items():
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    path = directory / f"edited_{len(sys.modules)}.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def script(request, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    return edit(EDITS[request.param], tmp_path)
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("script", CASES, indirect=True)
+def test_edited_main(script, weights, tmp_path):
+    """The numbers are those of the plain code; the companion, the figures and the maps work."""
+    data = write_data(tmp_path / "data.npz")
+    arguments = ["--data", data, "--weights", weights, "--epochs", 2]
+    for directory, more in (("plain", ["--end-to-end"]), ("fast", [])):
+        (tmp_path / directory).mkdir()
+        stdout, stderr = call(script, *arguments, *more, cwd=tmp_path / directory)
+        assert stderr == ""
+    np.testing.assert_allclose(
+        *(read_figures(tmp_path / directory) for directory in ("plain", "fast")), atol=1e-3
+    )
+    place = tmp_path / "fast"
+    written = {path.name for path in place.iterdir() if path.suffix != ".features"}
+    assert written | {"accuracy.png", "mistakes.png"} == WRITTEN | {"accuracy.png", "mistakes.png"}
+
+    printed, stderr = call(PREDICT, "--data", data, cwd=place)
+    assert stderr == ""
+    saved = re.findall(r"^\[.+\]$", stdout, re.M)[-1]
+    numbers = [float(number) for number in saved.strip("[]").split(", ")]
+    model, notes = predict_saved.load_model(place / "vgg16_cifar10.keras")
+    again = re.search(r"^\[.+\]$", printed, re.M)[0]
+    found = [float(number) for number in again.strip("[]").split(", ")]
+    assert found == pytest.approx(numbers, rel=1e-3, abs=1e-3)
+
+    with np.load(data) as file:
+        images = file["x_test"]
+    Image.fromarray(images[0]).save(place / "picture.png")
+    printed, stderr = call(PREDICT, "--figure", "answer.png", "picture.png", cwd=place)
+    assert stderr == ""
+    assert re.match(r"picture\.png: .+ [\d.]+%, .+ [\d.]+%, .+ [\d.]+%\n", printed)
+    assert np.asarray(Image.open(place / "answer.png").convert("L")).std() > 5
+    maps = transfer_vgg16.explain(model, images[:3], np.array([0, 1, 2]), notes["mirror"])
+    assert maps.shape == (3, 32, 32)
+    assert np.isfinite(maps).all()
