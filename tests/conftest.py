@@ -4,6 +4,9 @@ Everything runs without a network and without the real images: the tests draw th
 the weights from data/. The environment variable TRANSFER_VGG16_INPUTS may name a directory with
 the real inputs: cifar10.npz (Keras's layout) and VGG16's weights without its top, one .h5 file.
 They then take the place of the drawn ones; tests of the real accuracy are skipped without them.
+
+Tests call main() in their own process. Those that need another one, or long, are marked `slow`.
+What takes seconds to make and only to be looked at is made once, for all workers: see `shared`.
 """
 
 import contextlib
@@ -13,15 +16,18 @@ import importlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from benchmark import save_part
+from filelock import FileLock
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSFER = ROOT / "transfer_vgg16.py"
@@ -40,6 +46,15 @@ WRITTEN = {  # by a whole run
     FEATURES,
     "vgg16_cifar10.keras",
 }
+needs_posix = pytest.mark.skipif(
+    os.name == "nt", reason="Windows has no such signals, limits or messages"
+)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.markexpr == "not slow":
+        line = 'The slow tests were left out: python -m pytest -m "" runs all of them'
+        terminalreporter.write_line(line)
 
 
 # ----- starting the scripts
@@ -85,13 +100,15 @@ def run_program(text, *arguments, cwd, **settings):
     return run(program, *arguments, cwd=cwd, **settings)
 
 
-def call(script, *arguments, cwd, status=0):
+def call(script, *arguments, cwd, status=0, encoding="utf-8"):
     """Call a script's main() here, as a notebook does; check and return what `run` does.
 
-    It saves the seconds in which TensorFlow is imported.
+    It saves the seconds in which TensorFlow is imported. What it prints goes through `encoding`.
     """
     module = importlib.import_module(script.stem)
-    stdout, stderr, before = io.StringIO(), io.StringIO(), Path.cwd()
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding, newline="\n")
+    stderr = io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace", newline="\n")
+    before = Path.cwd()
     os.chdir(cwd)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -99,8 +116,12 @@ def call(script, *arguments, cwd, status=0):
     finally:
         os.chdir(before)
         gc.collect()  # a model refers to itself
-    assert (result or 0) == status, stdout.getvalue() + stderr.getvalue()
-    return stdout.getvalue(), stderr.getvalue()
+        texts = []
+        for stream in (stdout, stderr):
+            stream.flush()
+            texts.append(stream.buffer.getvalue().decode(encoding))
+    assert (result or 0) == status, "".join(texts)
+    return tuple(texts)
 
 
 # ----- reading what they said
@@ -157,6 +178,8 @@ def write_data(path, **changes):
 
 def make_model(size=32):
     """Return an untrained model of the article's form for images of `size` by `size` pixels."""
+    import keras  # here, as the process that hands out the tests does without TensorFlow
+
     base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(size, size, 3))
     base.trainable = False
     x = keras.layers.Flatten()(base.output)
@@ -183,6 +206,8 @@ def plain_environment(tmp_path_factory):
             patch.setenv("MPLBACKEND", "Agg")
         patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        importlib.import_module("keras")
+        gc.freeze()  # so that call() does not look for garbage in what was imported
         yield
 
 
@@ -194,13 +219,45 @@ def no_network(monkeypatch):
     monkeypatch.setenv("no_proxy", "")
 
 
+@pytest.fixture(autouse=True)
+def quick_drawing(request, monkeypatch):
+    """Draw blank figures, in no time, except for tests that are marked `pictures`."""
+    if request.node.get_closest_marker("pictures"):
+        return
+    import keras
+    from matplotlib.figure import Figure
+
+    def save_blank(figure, path):
+        Image.new("L", (1, 1)).save(path, "PNG")
+
+    buffer = io.BytesIO()
+    save_blank(None, buffer)
+    graph = types.SimpleNamespace(create_png=lambda prog: buffer.getvalue())
+    monkeypatch.setattr(Figure, "savefig", save_blank)
+    monkeypatch.setattr(keras.utils, "model_to_dot", lambda model, show_shapes: graph)
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """A run of the demo without a network: where it was started, what it printed."""
-    directory = tmp_path_factory.mktemp("first steps")
-    stdout, stderr = run(TRANSFER, "--demo", cwd=directory, https_proxy="http://127.0.0.1:9")
-    assert stderr == ""
-    return directory, stdout
+def shared(tmp_path_factory):
+    """Return a function that makes a directory once, for all workers.
+
+    shared(name, make) returns the directory `name`, and the text that make(directory), which
+    fills it, returned. No test may write into it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each worker has a directory of its own in it
+
+    def make_once(name, make):
+        directory, text = base / name, base / f"{name}.txt"
+        with FileLock(base / f"{name}.lock"):
+            if not text.exists():
+                shutil.rmtree(directory, ignore_errors=True)  # of an attempt that failed
+                directory.mkdir()
+                text.write_text(make(directory), encoding="utf-8")
+        return directory, text.read_text(encoding="utf-8")
+
+    return make_once
 
 
 @pytest.fixture(scope="session")
@@ -232,8 +289,8 @@ def images(request, inputs):
 
 @pytest.fixture(scope="session")
 def subset(images, tmp_path_factory):
-    """2,000 training and 500 test images."""
-    return save_part(tmp_path_factory.mktemp("data") / "subset.npz", images, 2000, 500)
+    """250 training and 50 test images."""
+    return save_part(tmp_path_factory.mktemp("data") / "subset.npz", images, 250, 50)
 
 
 @pytest.fixture(scope="session")
@@ -243,10 +300,39 @@ def handful(images, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(subset, weights, tmp_path_factory):
-    """Three epochs on the subset: where they were written to, and what was printed."""
-    directory = tmp_path_factory.mktemp("訓練 結果")
+def few(images, tmp_path_factory):
+    """40 training and 20 test images: enough where it does not matter how much is learned."""
+    return save_part(tmp_path_factory.mktemp("data") / "few.npz", images, 40, 20)
+
+
+# ----- whole runs
+
+
+@pytest.fixture(scope="session")
+def finished(subset, weights, shared):
+    """Three epochs on the subset, in a process of its own: where they were written, what printed.
+
+    Its figures are whole, as a user gets them.
+    """
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
-    stdout, stderr = run(TRANSFER, *arguments, cwd=directory)
-    assert stderr == ""
-    return directory, stdout
+
+    def make(directory):
+        stdout, stderr = run(TRANSFER, *arguments, cwd=directory)
+        assert stderr == ""
+        return stdout
+
+    return shared("訓練 結果", make)
+
+
+@pytest.fixture(scope="session")
+def demo(shared):
+    """A run of the demo without a network: where it was started, what it printed."""
+
+    def make(directory):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("https_proxy", "http://127.0.0.1:9")
+            stdout, stderr = call(TRANSFER, "--demo", cwd=directory)
+        assert stderr == ""
+        return stdout
+
+    return shared("first steps", make)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from benchmark import save_part
 from conftest import (
     ARTICLE,
+    FEATURES,
     PREDICT,
     TRANSFER,
     WRITTEN,
@@ -71,6 +73,15 @@ def test_plots_show_both_curves(finished, name):
     assert ((blue > 200) & (green < 80) & (red < 80)).sum() > 200
 
 
+@pytest.mark.parametrize(
+    "name", ["loss", "accuracy", "confusion_matrix", "mistakes", "predictions"]
+)
+def test_figures_show_something(finished, name):
+    picture = Image.open(finished[0] / f"{name}.png").convert("L")
+    assert min(picture.size) > 200
+    assert np.asarray(picture).std() > 10
+
+
 def test_model_picture_shows_all_layers(finished):
     directory, _ = finished
     picture = Image.open(directory / "transfer_learning_vgg16_cifar10.png").convert("L")
@@ -101,7 +112,7 @@ def test_saved_model_is_the_best_epoch(finished, subset, tmp_path):
     directory, _ = finished
     with np.load(subset) as file:
         data = dict(file)
-    data["x_test"], data["y_test"] = data["x_train"][:400], data["y_train"][:400]
+    data["x_test"], data["y_test"] = data["x_train"][:50], data["y_train"][:50]
     np.savez(tmp_path / "validation.npz", **data)
     stdout, stderr = call(PREDICT, "--data", tmp_path / "validation.npz", cwd=directory)
     assert stderr == ""
@@ -112,11 +123,12 @@ def test_saved_model_is_the_best_epoch(finished, subset, tmp_path):
 def test_companion_agrees_with_keras(finished, subset, tmp_path):
     directory, stdout = finished
     path = directory / "vgg16_cifar10.keras"
-    printed, _ = run(PREDICT, "--model", path, "--data", subset, cwd=tmp_path)
+    printed, _ = call(PREDICT, "--model", path, "--data", subset, cwd=tmp_path)
     model = keras.models.load_model(path)
     with np.load(subset) as file:
         images, labels = file["x_test"], file["y_test"]
-    assert read_result(printed) == pytest.approx(model.evaluate(images, labels), abs=1e-5)
+    expected = model.evaluate(images, labels, verbose=0)
+    assert read_result(printed) == pytest.approx(expected, abs=1e-5)
     probabilities = model.predict(images[:1])[0]
     assert f"予測: {probabilities.argmax()}, 正解: {labels[0]}\n" in printed
     history = read_history(directory)
@@ -133,11 +145,9 @@ def test_prediction_in_numbers_and_words(finished, images):
 
 
 @pytest.fixture(scope="module")
-def article(subset, weights, tmp_path_factory):
+def article(subset, weights, shared):
     """Three epochs of the article's plain code on the subset."""
-    directory = tmp_path_factory.mktemp("article")
-    stdout, _ = run(ARTICLE, subset, weights, 3, cwd=directory)
-    return directory, stdout
+    return shared("article", lambda directory: run(ARTICLE, subset, weights, 3, cwd=directory)[0])
 
 
 def test_digits_are_those_of_the_plain_code(finished, article):
@@ -159,13 +169,14 @@ def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
 def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
     """In a process of its own, and where others ran before."""
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
+    shutil.copy(finished[0] / FEATURES, tmp_path)
     call(TRANSFER, *arguments, cwd=tmp_path)
     assert read_history(tmp_path) == read_history(finished[0])
     call(TRANSFER, *arguments, "--seed", 1, cwd=tmp_path)
     assert read_history(tmp_path) != read_history(finished[0])
 
 
-def test_weights_as_keras_keeps_them(handful, weights, tmp_path):
+def test_weights_as_keras_keeps_them(few, weights, tmp_path):
     """Keras downloads the weights in its older .h5 format."""
     base = keras.applications.VGG16(
         include_top=False, weights=str(weights), input_shape=(32, 32, 3)
@@ -173,7 +184,7 @@ def test_weights_as_keras_keeps_them(handful, weights, tmp_path):
     base.save(tmp_path / "older.h5")
     histories = []
     for file in (weights, tmp_path / "older.h5"):
-        call(TRANSFER, "--data", handful, "--weights", file, "--epochs", 1, cwd=tmp_path)
+        call(TRANSFER, "--data", few, "--weights", file, "--epochs", 1, cwd=tmp_path)
         histories.append(read_history(tmp_path))
     assert histories[0] == histories[1]
 
@@ -192,34 +203,58 @@ def test_first_fifth_validates(handful, weights, tmp_path):
     assert last["val_accuracy"] < 0.05
 
 
-def test_one_epoch_makes_a_plot(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1, "--batch-size", 7]
+@pytest.mark.pictures
+def test_one_epoch_makes_a_plot(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--batch-size", 7]
     call(TRANSFER, *arguments, cwd=tmp_path)
     assert len(read_history(tmp_path)) == 1
     assert np.asarray(Image.open(tmp_path / "loss.png").convert("L")).std() > 1
 
 
-def test_run_goes_on_without_graphviz(handful, weights, tmp_path):
-    (tmp_path / "pydot.py").write_text("raise ImportError('no pydot here')")
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
-    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+def check_run_without_graphviz(stdout, stderr, directory):
     assert stderr == ""
     assert re.search("^transfer_learning_vgg16_cifar10.png was not drawn: .+$", stdout, re.M)
-    assert not (tmp_path / "transfer_learning_vgg16_cifar10.png").exists()
+    assert not (directory / "transfer_learning_vgg16_cifar10.png").exists()
     assert "正解: [" in stdout
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_console_without_japanese(encoding, finished, subset):
-    directory, _ = finished
-    stdout, stderr = run(
-        PREDICT, "--data", subset, cwd=directory, PYTHONIOENCODING=encoding, LC_ALL="C"
-    )
+def test_run_goes_on_without_graphviz(few, weights, tmp_path, monkeypatch):
+    def model_to_dot(*arguments, **settings):
+        raise ImportError("no pydot here")
+
+    monkeypatch.setattr(keras.utils, "model_to_dot", model_to_dot)
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
+    check_run_without_graphviz(*call(TRANSFER, *arguments, cwd=tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_run_in_a_process_goes_on_without_graphviz(few, weights, tmp_path):
+    (tmp_path / "pydot.py").write_text("raise ImportError('no pydot here')")
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
+    printed = run(TRANSFER, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    check_run_without_graphviz(*printed, tmp_path)
+
+
+def check_console_without_japanese(stdout, stderr):
     assert stderr == ""
     words = r"\?\?: \?+ \(\w+\), \?\?: \?+ \(\w+\)"
     assert re.search(rf"^\?\?: \d, \?\?: \[\d\]\n{words}$", stdout, re.M)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_console_without_japanese(encoding, finished, subset):
+    printed = call(PREDICT, "--data", subset, cwd=finished[0], encoding=encoding)
+    check_console_without_japanese(*printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_process_on_a_console_without_japanese(encoding, finished, subset):
+    settings = {"PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    check_console_without_japanese(*run(PREDICT, "--data", subset, cwd=finished[0], **settings))
+
+
+@pytest.mark.slow
 def test_the_whole_job(cifar10, weights, tmp_path):
     if hashlib.sha256(cifar10["x_train"]).hexdigest() != JPEG_COPY_SHA256:
         pytest.skip("cifar10.npz is not the JPEG copy for which the figures were measured")

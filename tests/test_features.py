@@ -12,7 +12,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import FEATURES, PREDICT, TRANSFER, call, read_history, read_result, run, start
+from conftest import (
+    FEATURES,
+    PREDICT,
+    TRANSFER,
+    call,
+    needs_posix,
+    read_history,
+    read_result,
+    run,
+    start,
+)
 
 import transfer_vgg16
 
@@ -55,7 +65,7 @@ def run_fresh(tmp_path, arguments):
 def test_another_learning_rate_uses_them(again, tmp_path):
     directory, arguments = again
     arguments = [*arguments, "--learning-rate", "1e-3"]
-    stdout, stderr = run(TRANSFER, *arguments, cwd=directory)
+    stdout, stderr = call(TRANSFER, *arguments, cwd=directory)
     check_taken(stdout + stderr)
     assert read_history(directory) == run_fresh(tmp_path, arguments)
 
@@ -129,6 +139,7 @@ def test_old_features_are_never_served(change, again, tmp_path):
     check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
 
 
+@pytest.mark.slow
 def test_edited_script_computes_again(again, tmp_path):
     """Readers are asked to change main(): here, how the images are enlarged."""
     directory, arguments = again
@@ -184,6 +195,8 @@ def test_damaged_or_foreign_file_is_computed_again(harm, again, first):
     check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
 
 
+@pytest.mark.slow
+@needs_posix
 def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp_path, finished):
     """Early, late, and at a random moment; the next run does as if there had been none."""
     (tmp_path / FEATURES).write_text("of a former run")
@@ -222,9 +235,9 @@ def test_parts_of_killed_runs_make_room_first(tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_precision(precision, first, tmp_path):
-    """The head stays in float32; the model answers alike where the CPU has no fast path."""
+    """The head stays in float32."""
     directory, arguments = first
-    stdout, stderr = run(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
+    stdout, stderr = call(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
     assert stderr == ""
     size = 300 * 512 * 2 + 32  # two bytes a number
     assert (tmp_path / FEATURES).stat().st_size == size
@@ -238,6 +251,15 @@ def test_precision(precision, first, tmp_path):
     assert result[0] == pytest.approx(exact[0], rel=0.02)
     stdout, _ = call(PREDICT, *arguments[:2], cwd=tmp_path)
     assert read_result(stdout) == pytest.approx(result, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_precision_without_the_fast_path(precision, first, tmp_path):
+    """The model answers alike where the CPU has none."""
+    _, arguments = first
+    stdout, _ = call(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
+    result = read_result(stdout)
     stdout, _ = run(PREDICT, *arguments[:2], cwd=tmp_path, TF_ENABLE_ONEDNN_OPTS="0")
     assert read_result(stdout) == pytest.approx(result, rel=0.02)
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import random
 import re
@@ -33,6 +34,7 @@ from conftest import (
     check_error,
     draw_data,
     make_model,
+    needs_posix,
     read_history,
     run,
     run_program,
@@ -57,9 +59,11 @@ def check_demo(directory):
     assert history[-1]["val_accuracy"] > 0.9
 
 
-def test_no_network_runs_the_demo(no_network, tmp_path):
+def test_no_network_runs_the_demo(no_network, demo, tmp_path):
     """A newcomer sees the reasons, the ways on, and the whole job; nothing is a dead end."""
-    stdout, stderr = run(TRANSFER, cwd=tmp_path)
+    (tmp_path / "demo").mkdir()
+    shutil.copy(demo[0] / "demo" / FEATURES, tmp_path / "demo")  # they take the longest
+    stdout, stderr = call(TRANSFER, cwd=tmp_path)
     assert stderr == ""
     check_demo(tmp_path)
     before, after = stdout.split("Until then, this is the demo:\n")
@@ -74,16 +78,16 @@ def test_no_network_runs_the_demo(no_network, tmp_path):
 def test_no_network_for_the_companion(no_network, tmp_path):
     save_model(tmp_path / "vgg16_cifar10.keras")
     begin = time.monotonic()
-    _, stderr = run(PREDICT, cwd=tmp_path, status=2)
+    _, stderr = call(PREDICT, cwd=tmp_path, status=2)
     assert time.monotonic() - begin < 30
     check_error(stderr, r"CIFAR-10 could not be downloaded.+")
     for way in ("--data", ".keras", "KERAS_HOME"):
         assert way in stderr
 
 
-def test_no_network_for_the_weights(no_network, handful, tmp_path):
+def test_no_network_for_the_weights(no_network, few, tmp_path):
     """The copy in data/ takes their place, and a line says so."""
-    arguments = ["--data", handful, "--epochs", 1]
+    arguments = ["--data", few, "--epochs", 1]
     stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
     assert re.search(
@@ -98,15 +102,26 @@ def test_no_network_for_the_weights(no_network, handful, tmp_path):
     assert read_history(tmp_path) == history
 
 
+NO_WEIGHTS = r"VGG16's weights could not be downloaded \(.+\)\. .+KERAS_HOME.+"
+
+
 @pytest.mark.parametrize("arguments", [["--data", "data.npz"], ["--demo"]])
-def test_no_network_and_no_copy_of_the_weights(arguments, no_network, tmp_path):
-    """The script alone, copied away, has nowhere to take them from."""
+def test_no_network_and_no_copy_of_the_weights(arguments, no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer_vgg16, "WEIGHTS_COPY", tmp_path / "missing.h5")
+    write_data(tmp_path / "data.npz")
+    _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
+    check_error(stderr, NO_WEIGHTS)
+
+
+@pytest.mark.slow
+def test_no_network_for_the_script_alone(no_network, tmp_path):
+    """Copied away, it has nowhere to take the weights from."""
     place = tmp_path / "place"
     place.mkdir()
     script = shutil.copy(TRANSFER, place)
     write_data(tmp_path / "data.npz")
-    _, stderr = run(script, *arguments, cwd=tmp_path, status=2)
-    check_error(stderr, r"VGG16's weights could not be downloaded \(.+\)\. .+KERAS_HOME.+")
+    _, stderr = run(script, "--data", "data.npz", cwd=tmp_path, status=2)
+    check_error(stderr, NO_WEIGHTS)
 
 
 def test_demo(demo):
@@ -137,7 +152,7 @@ class Host(http.server.BaseHTTPRequestHandler):
         if self.path == "/stall":
             self.wfile.write(content[:100])
             self.wfile.flush()
-            time.sleep(40)
+            time.sleep(10)
         else:
             self.wfile.write(content)
 
@@ -161,8 +176,9 @@ def make_archive(data):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_bad_hosts_are_left_for_the_next(tmp_path):
-    """Only the hosts' addresses and the hash that is asked for are replaced."""
+    """Only the hosts' addresses, the hash that is asked for, and the patience are replaced."""
     data = draw_data(1, 1)
     for name, count in (("train", 50000), ("test", 10000)):
         labels = np.random.default_rng(count).integers(0, 10, (count, 1))
@@ -185,8 +201,11 @@ def test_bad_hosts_are_left_for_the_next(tmp_path):
     program = f"""
         import transfer_vgg16
         transfer_vgg16.import_libraries()
+        import socket
         import numpy as np
         from keras.src.datasets import cifar10
+        assert socket.getdefaulttimeout() == 30
+        socket.setdefaulttimeout(3)
         sha256 = {hashlib.sha256(Host.archive).hexdigest()!r}
         keras_get_file = cifar10.get_file
         def get_file(**arguments):
@@ -271,12 +290,20 @@ NO_RATE = r"is not a number from 1e-12 to 1e\+38"
     ],
 )
 def test_bad_argument(arguments, sentence, tmp_path):
-    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
+    stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(stderr, rf"{sentence}.*")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_bad_argument_in_a_process_of_its_own(tmp_path):
+    stdout, stderr = run(TRANSFER, "--epochs", 0, cwd=tmp_path, status=2)
+    assert stdout == ""
+    check_error(stderr, "argument --epochs: '0' is not a whole number from 1 to .+")
+
+
+@needs_posix
 @pytest.mark.parametrize(
     ("directory", "reason"),
     [("file", "File exists"), ("file/x", "Not a directory"), ("/proc", ".+")],
@@ -382,6 +409,7 @@ def test_bad_data(write, sentence, tmp_path):
     check_bad_data(call, write, sentence, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("write", "sentence"), [BAD_DATA[0], BAD_DATA[5]])
 def test_bad_data_in_a_process_of_its_own(write, sentence, tmp_path):
     check_bad_data(run, write, sentence, tmp_path)
@@ -528,6 +556,7 @@ def test_bad_model(write, sentence, tmp_path):
     check_error(stderr, rf"model.keras {sentence}.*")
 
 
+@pytest.mark.slow
 def test_bad_model_in_a_process_of_its_own(tmp_path):
     truncate_model(tmp_path / "model.keras")
     stdout, stderr = run(PREDICT, "--model", "model.keras", cwd=tmp_path, status=2)
@@ -575,6 +604,8 @@ def snapshot(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
+@needs_posix
 @pytest.mark.parametrize(
     ("limit", "change", "name"),
     [
@@ -600,11 +631,12 @@ ORNAMENTS += ["predictions.png"]
 ORNAMENTS += ["transfer_learning_vgg16_cifar10.png"]
 
 
-def test_run_goes_on_without_what_cannot_be_written(handful, weights, tmp_path):
+@needs_posix
+def test_run_goes_on_without_what_cannot_be_written(few, weights, tmp_path):
     """Each figure, and the CSV file, is in the way of a directory."""
     for name in ORNAMENTS:
         (tmp_path / name).mkdir()
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
     lines = re.findall(r"^(\S+) could not be written \(Is a directory\): free .+$", stdout, re.M)
@@ -615,10 +647,11 @@ def test_run_goes_on_without_what_cannot_be_written(handful, weights, tmp_path):
     keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
 
 
+@needs_posix
 @pytest.mark.parametrize("name", ["vgg16_cifar10.keras", FEATURES])
-def test_run_ends_without_what_it_needs(name, handful, weights, tmp_path):
+def test_run_ends_without_what_it_needs(name, few, weights, tmp_path):
     (tmp_path / name).mkdir()
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, rf"{name} could not be written \(Is a directory\): free some .+")
     assert not list(tmp_path.glob("part-*"))
@@ -657,12 +690,14 @@ def test_file_that_stays_locked(lock, tmp_path, capsys):
     sentence = r"a\.csv could not be written \(Permission denied\): .+close programs that use .+"
     (tmp_path / "a.csv").write_text("old")
     transfer_vgg16.write_whole(tmp_path / "a.csv", lambda part: part.write_text("new"))
-    assert re.fullmatch(rf"{tmp_path}/{sentence}\n", capsys.readouterr().out)
+    path = re.escape(f"{tmp_path}{os.sep}")
+    assert re.fullmatch(rf"{path}{sentence}\n", capsys.readouterr().out)
     with pytest.raises(transfer_vgg16.Failure, match=sentence):
         transfer_vgg16.write_whole(tmp_path / "a.csv", lambda part: part.touch(), needed=True)
     assert (tmp_path / "a.csv").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory(handful, weights, tmp_path):
     """They start together, write the same files, and both end well with the same digits."""
     arguments = ["--data", handful, "--weights", weights, "--epochs", 5]
@@ -700,6 +735,8 @@ def kill_at_random(script, arguments, directory):
     return bool(np.isfinite(model.evaluate(images, labels, verbose=0)[0]))
 
 
+@pytest.mark.slow
+@needs_posix
 def test_kills_leave_a_whole_model(handful, weights, tmp_path):
     arguments = ["--data", handful, "--weights", weights, "--epochs", 10000]
     arguments += ["--learning-rate", "1e-6"]
@@ -708,11 +745,15 @@ def test_kills_leave_a_whole_model(handful, weights, tmp_path):
     assert len(list(tmp_path.glob("part-*"))) <= 1  # each run removes what a killed one left
 
 
+@pytest.mark.slow
+@needs_posix
 def test_such_kills_break_a_plain_checkpoint(handful, weights, tmp_path):
     arguments = [handful, weights, 10000]
     assert not all(kill_at_random(ARTICLE, arguments, tmp_path) for _ in range(20))
 
 
+@pytest.mark.slow
+@needs_posix
 @pytest.mark.parametrize(
     "epochs",
     [["--epochs", 10000], ["--epochs", 2, "--unfreeze", 1, "--fine-tune-epochs", 10000]],
@@ -736,6 +777,8 @@ def test_ctrl_c_keeps_what_there_is(epochs, handful, weights, tmp_path):
     assert not list(tmp_path.glob("part-*"))
 
 
+@pytest.mark.slow
+@needs_posix
 def test_ctrl_c_before_the_first_epoch(subset, weights, tmp_path):
     arguments = ["--data", subset, "--weights", weights]
     process = start(TRANSFER, *arguments, cwd=tmp_path)
@@ -750,7 +793,7 @@ def test_ctrl_c_before_the_first_epoch(subset, weights, tmp_path):
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), "ResourceExhausted"])
-def test_memory_that_is_full(error, handful, weights, tmp_path, monkeypatch):
+def test_memory_that_is_full(error, few, weights, tmp_path, monkeypatch):
     """One sentence names what helps. Only the fit that meets the full memory is replaced."""
     if error == "ResourceExhausted":
         text = "OOM when allocating tensor with shape[32,64]\nmore of TensorFlow's lines"
@@ -760,7 +803,7 @@ def test_memory_that_is_full(error, handful, weights, tmp_path, monkeypatch):
         raise error
 
     monkeypatch.setattr(keras.Model, "fit", fit)
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, r"the memory is full: choose .+ \((no room|OOM when .+\[32,64\])\)")
     for flag in ("--batch-size", "--image-size", "--unfreeze"):
@@ -770,30 +813,45 @@ def test_memory_that_is_full(error, handful, weights, tmp_path, monkeypatch):
 # ----- any place, any console
 
 
-def test_any_place_and_console(images, weights, tmp_path):
-    """From another directory, with spaces and Japanese in the paths, without Japanese output."""
+@pytest.fixture
+def classroom(images, tmp_path):
+    """A directory with spaces and Japanese in its path, and the path of 50 images in it."""
     place = tmp_path / "教室 1"
     place.mkdir()
-    data = save_part(place / "画像 data.npz", images, 50, 10)
-    arguments = [
-        "--data",
-        data,
-        "--weights",
-        weights,
-        "--epochs",
-        1,
-        "--output-dir",
-        place / "出力",
-    ]
-    for encoding in ("cp1252", "ascii", "cp932"):
-        stdout, stderr = run(
-            TRANSFER, *arguments, cwd=tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C"
-        )
-        assert stderr == ""
-        assert re.search(r"\(\w+\), \S+: \S+ \(\w+\)\n$", stdout)
-    stdout, stderr = run(
-        PREDICT, "--model", place / "出力" / "vgg16_cifar10.keras", "--data", data, cwd=tmp_path
-    )
-    assert stderr == ""
+    return place, save_part(place / "画像 data.npz", images, 50, 10)
+
+
+def check_last_line(stdout, images):
     label = transfer_vgg16.CLASS_NAMES[images["y_test"][0, 0]]
     assert stdout.endswith(f", 正解: {label}\n")
+
+
+def test_any_place(classroom, images, weights, tmp_path):
+    """From another directory, with spaces and Japanese in the paths."""
+    place, data = classroom
+    arguments = ["--data", data, "--weights", weights, "--epochs", 1]
+    stdout, stderr = call(TRANSFER, *arguments, "--output-dir", place / "出力", cwd=tmp_path)
+    assert stderr == ""
+    check_last_line(stdout, images)
+    assert {path.name for path in (place / "出力").iterdir()} == WRITTEN
+    arguments = ["--model", place / "出力" / "vgg16_cifar10.keras", "--data", data]
+    stdout, stderr = call(PREDICT, *arguments, cwd=tmp_path)
+    assert stderr == ""
+    check_last_line(stdout, images)
+
+
+@pytest.mark.slow
+def test_any_place_and_console(classroom, images, weights, tmp_path):
+    """The same in processes without Japanese output."""
+    place, data = classroom
+    out = place / "出力"
+    arguments = ["--data", data, "--weights", weights, "--epochs", 1, "--output-dir", out]
+    for encoding in ("cp1252", "ascii", "cp932"):
+        settings = {"PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+        stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, **settings)
+        assert stderr == ""
+        assert re.search(r"\(\w+\), \S+: \S+ \(\w+\)\n$", stdout)
+    arguments = ["--model", out / "vgg16_cifar10.keras", "--data", data]
+    stdout, stderr = run(PREDICT, *arguments, cwd=tmp_path)
+    assert stderr == ""
+    check_last_line(stdout, images)

@@ -1,5 +1,6 @@
 """The way up from the article: each flag does what it says, and every model can be used."""
 
+import argparse
 import collections
 import re
 import shutil
@@ -18,7 +19,6 @@ from conftest import (
     read_figures,
     read_history,
     read_result,
-    run,
     run_program,
 )
 from PIL import Image
@@ -33,18 +33,18 @@ FLAGS = ["--preprocess", "--optimizer", "adam", "--epochs", 2, "--fine-tune-epoc
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_vgg16_gets_preprocessed_and_enlarged_images(size, handful, weights, tmp_path):
+def test_vgg16_gets_preprocessed_and_enlarged_images(size, few, weights, tmp_path):
     """The stored features are those of plain Keras, given what its VGG16 was trained on."""
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     call(TRANSFER, *arguments, "--preprocess", "--image-size", size, cwd=tmp_path)
-    with np.load(handful) as file:
+    with np.load(few) as file:
         images = tf.image.resize(file["x_test"].astype("float32"), (size, size)).numpy()
     base = keras.applications.VGG16(
         include_top=False, weights=str(weights), input_shape=(size, size, 3)
     )
     expected = base.predict(keras.applications.vgg16.preprocess_input(images), verbose=0)
-    features = np.fromfile(tmp_path / FEATURES, "float32", 300 * base.output.shape[1] ** 2 * 512)
-    test = features.reshape(300, *base.output.shape[1:])[200:]  # in the end, after the others
+    features = np.fromfile(tmp_path / FEATURES, "float32", 60 * base.output.shape[1] ** 2 * 512)
+    test = features.reshape(60, *base.output.shape[1:])[40:]  # in the end, after the others
     np.testing.assert_allclose(test, expected, rtol=1e-3, atol=1e-2)
 
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
@@ -56,37 +56,57 @@ def test_vgg16_gets_preprocessed_and_enlarged_images(size, handful, weights, tmp
 # ----- optimizers
 
 
+OPTIMIZERS = [
+    ([], "SGD", 1e-4),
+    (["--optimizer", "adam"], "Adam", 1e-3),
+    (["--optimizer", "RMSprop", "--learning-rate", "2e-4"], "RMSprop", 2e-4),
+    (["--optimizer", "adamw"], "AdamW", 1e-3),
+    (["--optimizer", "muon"], "Muon", 1e-3),
+]
+
+
+def check_optimizer(optimizer, name, rate):
+    assert type(optimizer).__name__ == name
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
+    if name == "SGD":
+        assert optimizer.momentum == 0.9
+
+
+@pytest.mark.parametrize(("flags", "name", "rate"), OPTIMIZERS)
+def test_optimizer(flags, name, rate):
+    transfer_vgg16.import_libraries()
+    args = transfer_vgg16.parse_arguments(flags)
+    check_optimizer(transfer_vgg16.make_optimizer(args.optimizer, args.learning_rate), name, rate)
+
+
 @pytest.mark.parametrize(
     ("flags", "name", "rate"),
     [
-        ([], "SGD", 1e-4),
-        (["--optimizer", "adam"], "Adam", 1e-3),
-        (["--optimizer", "RMSprop", "--learning-rate", "2e-4"], "RMSprop", 2e-4),
-        (["--optimizer", "adamw"], "AdamW", 1e-3),
-        (["--optimizer", "muon"], "Muon", 1e-3),
+        OPTIMIZERS[0],
+        OPTIMIZERS[4],
+        *(pytest.param(*values, marks=pytest.mark.slow) for values in OPTIMIZERS[1:4]),
     ],
 )
-def test_optimizer(flags, name, rate, handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1]
+def test_optimizer_of_a_run(flags, name, rate, few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--batch-size", 7]
     _, stderr = call(TRANSFER, *arguments, *flags, cwd=tmp_path)
     assert stderr == ""
     optimizer = keras.models.load_model(tmp_path / "vgg16_cifar10.keras").optimizer
-    assert type(optimizer).__name__ == name
-    assert float(optimizer.learning_rate) == pytest.approx(rate)
+    check_optimizer(optimizer, name, rate)
     assert int(optimizer.iterations) == 5
-    if name == "SGD":
-        assert optimizer.momentum == 0.9
 
 
 # ----- thawed blocks
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5])
-def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, weights, tmp_path):
+@pytest.mark.parametrize(
+    "blocks", [2, *(pytest.param(blocks, marks=pytest.mark.slow) for blocks in (1, 3, 4, 5))]
+)
+def test_stored_features_give_the_digits_of_the_whole_network(blocks, few, weights, tmp_path):
     """Only the thawed blocks change, and they change as when VGG16 runs in every epoch."""
     histories, results, models = [], [], []
     for flags in ([], ["--end-to-end"]):
-        arguments = ["--data", handful, "--weights", weights, "--unfreeze", blocks, *flags]
+        arguments = ["--data", few, "--weights", weights, "--unfreeze", blocks, *flags]
         stdout, stderr = call(TRANSFER, *arguments, *FLAGS, cwd=tmp_path)
         assert stderr == ""
         histories.append(read_figures(tmp_path))
@@ -110,10 +130,13 @@ def test_stored_features_give_the_digits_of_the_whole_network(blocks, handful, w
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "muon"])
-def test_one_step_of_fine_tuning(optimizer, handful, weights, tmp_path):
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rmsprop", "muon"))],
+)
+def test_one_step_of_fine_tuning(optimizer, few, weights, tmp_path):
     """The very first step already has a learning rate: it changes the thawed block."""
-    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, "--batch-size", 160]
+    arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, "--batch-size", 32]
     arguments += ["--optimizer", optimizer, "--epochs", 1, "--fine-tune-epochs", 1]
     stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
@@ -122,22 +145,26 @@ def test_one_step_of_fine_tuning(optimizer, handful, weights, tmp_path):
     assert second["val_loss"] != first["val_loss"]
 
 
-def test_fine_tuning_warms_up_and_decays(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1]
+def test_fine_tuning_warms_up_and_decays(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, "--batch-size", 7]
     call(TRANSFER, *arguments, *FLAGS, "--fine-tune-learning-rate", "3e-5", cwd=tmp_path)
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
     schedule = keras.optimizers.schedules.deserialize(
         model.optimizer.get_config()["learning_rate"]
     )
-    rates = [float(schedule(step)) for step in range(11)]  # 160 images, 32 a step, 2 epochs
+    rates = [float(schedule(step)) for step in range(11)]  # 32 images, 7 a step, 2 epochs
     assert rates[0] == max(rates) == pytest.approx(3e-5)
     assert sorted(rates, reverse=True) == rates
     assert rates[10] == pytest.approx(0, abs=1e-12)
 
 
-def test_plots_mark_where_fine_tuning_starts(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, *FLAGS]
-    call(TRANSFER, *arguments, "--unfreeze", 1, cwd=tmp_path)
+@pytest.mark.pictures
+def test_plots_mark_where_fine_tuning_starts(tmp_path):
+    transfer_vgg16.import_libraries()
+    names = ("accuracy", "loss", "val_accuracy", "val_loss")
+    history = {name: [0.4, 0.3, 0.2, 0.1] for name in names}
+    args = argparse.Namespace(epochs=2, output_dir=tmp_path, demo="")
+    transfer_vgg16.plot_history(history, args)
     for name in ("loss.png", "accuracy.png"):
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
         gray = np.all(pixels == 128, axis=-1).sum(axis=0)  # by column
@@ -146,8 +173,8 @@ def test_plots_mark_where_fine_tuning_starts(handful, weights, tmp_path):
         assert gray.max() > 150
 
 
-def test_float16_fine_tuning_scales_its_loss(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 1, *FLAGS]
+def test_float16_fine_tuning_scales_its_loss(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, *FLAGS]
     stdout, stderr = call(TRANSFER, *arguments, "--precision", "mixed_float16", cwd=tmp_path)
     assert stderr == ""
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
@@ -155,16 +182,16 @@ def test_float16_fine_tuning_scales_its_loss(handful, weights, tmp_path):
     assert np.isfinite(read_result(stdout)).all()
 
 
-def test_features_that_do_not_fit(handful, weights, tmp_path, monkeypatch):
-    """300 images of 112x112x64 numbers are 0.96 GB: no run begins where the disk has less."""
-    disk = collections.namedtuple("disk", "total used free")(2e9, 1.1e9, 0.9e9)
+def test_features_that_do_not_fit(few, weights, tmp_path, monkeypatch):
+    """60 images of 112x112x64 numbers are 0.19 GB: no run begins where the disk has less."""
+    disk = collections.namedtuple("disk", "total used free")(2e9, 1.9e9, 0.1e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
-    arguments = ["--data", handful, "--weights", weights, "--image-size", 224, "--unfreeze", 4]
+    arguments = ["--data", few, "--weights", weights, "--image-size", 224, "--unfreeze", 4]
     stdout, stderr = call(TRANSFER, *arguments, "--output-dir", "out", cwd=tmp_path, status=2)
     assert "runs once" not in stdout
     check_error(
         stderr,
-        r"the outputs of block1_pool need 1\.0 GB on the disk, and 0\.9 are free in "
+        r"the outputs of block1_pool need 0\.2 GB on the disk, and 0\.1 are free in "
         + rf"{tmp_path / 'out'}: free some, .+",
     )
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".png"]
@@ -189,25 +216,25 @@ def test_rows_are_taken_from_images_or_mirror_images():
     assert not np.array_equal(*epochs)
 
 
-def test_mirror_gives_the_digits_of_the_whole_network(handful, weights, tmp_path):
+def test_mirror_gives_the_digits_of_the_whole_network(few, weights, tmp_path):
     """The outputs for the mirror images are stored as well, and there is more to learn from."""
-    arguments = ["--data", handful, "--weights", weights, *FLAGS]
+    arguments = ["--data", few, "--weights", weights, *FLAGS]
     histories = []
     for flags in (["--mirror"], ["--mirror", "--end-to-end"], []):
         stdout, _ = call(TRANSFER, *arguments, *flags, "--unfreeze", 1, cwd=tmp_path)
-        assert ("over 600 images" in stdout) == (flags == ["--mirror"])
+        assert ("over 120 images" in stdout) == (flags == ["--mirror"])
         histories.append(read_figures(tmp_path))
     np.testing.assert_allclose(*histories[:2], rtol=0, atol=1e-3)
     assert np.abs(histories[0] - histories[2]).max() > 0.01
 
 
-def test_test_images_are_averaged_with_their_mirror_images(handful, weights, tmp_path):
+def test_test_images_are_averaged_with_their_mirror_images(finished, few, weights, tmp_path):
     """Both scripts print the plain figures first, then those of plain Keras's mean of the two."""
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 1, "--preprocess"]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--preprocess"]
     stdout, _ = call(TRANSFER, *arguments, "--mirror", "--optimizer", "adam", cwd=tmp_path)
-    again, _ = call(PREDICT, "--data", handful, cwd=tmp_path)
+    again, _ = call(PREDICT, "--data", few, cwd=tmp_path)
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
-    with np.load(handful) as file:
+    with np.load(few) as file:
         x, y = file["x_test"], file["y_test"][:, 0]
     Image.fromarray(x[0]).save(tmp_path / "first.png")
     plain = model.predict(x, verbose=0)
@@ -224,13 +251,12 @@ def test_test_images_are_averaged_with_their_mirror_images(handful, weights, tmp
     sure = transfer_vgg16.temper(mean, notes["temperature"])[0].max()
     assert float(re.search(r" ([\d.]+)%, ", answer)[1]) == pytest.approx(100 * sure, abs=0.11)
 
-    call(TRANSFER, *arguments, cwd=tmp_path)
-    assert "averaged" not in call(PREDICT, "--data", handful, cwd=tmp_path)[0]
+    assert "averaged" not in call(PREDICT, "--data", few, cwd=finished[0])[0]
 
 
-def test_one_line_names_the_settings(handful, weights, tmp_path):
+def test_one_line_names_the_settings(few, weights, tmp_path):
     """Those that were given, and those that were not."""
-    arguments = ["--data", handful, "--weights", weights, "--optimizer", "adam", "--epochs", 1]
+    arguments = ["--data", few, "--weights", weights, "--optimizer", "adam", "--epochs", 1]
     stdout, _ = call(TRANSFER, *arguments, "--seed", 3, cwd=tmp_path)
     line = "settings: image-size 32, preprocess False, mirror False, optimizer adam, epochs 1, "
     assert f"\n{line}learning-rate 0.001, batch-size 32, precision float32, seed 3\n" in stdout
@@ -244,14 +270,18 @@ RUNGS = [
     for i in range(len(LADDER))
 ]
 RUNGS += [{"--unfreeze": "5"}]
+MOST_FLAGS = RUNGS[-3]  # without larger images
+RUNGS = [
+    rung if rung is MOST_FLAGS else pytest.param(rung, marks=pytest.mark.slow) for rung in RUNGS
+]
 
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: " ".join(rung) or "article")
-def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp_path):
+def test_companion_repeats_the_figures_of_every_rung(rung, few, weights, tmp_path):
     """Given the validation images as test images, it prints the best epoch's figures."""
-    with np.load(handful) as file:
+    with np.load(few) as file:
         data = dict(file)
-    data["x_test"], data["y_test"] = data["x_train"][:40], data["y_train"][:40]
+    data["x_test"], data["y_test"] = data["x_train"][:8], data["y_train"][:8]
     np.savez(tmp_path / "data.npz", **data)
     flags = [word for item in rung.items() for word in item if word]
     arguments = ["--data", "data.npz", "--weights", weights, *flags, "--epochs", 2]
@@ -270,8 +300,9 @@ def test_companion_repeats_the_figures_of_every_rung(rung, handful, weights, tmp
 # ----- several devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--unfreeze", 1], ["--unfreeze", 5]])
-def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
+def test_two_devices_give_the_digits_of_one(flags, few, weights, tmp_path):
     """Two logical CPU devices share each batch, as several GPUs would.
 
     Without dropout: each device draws a mask of its own, so no digits could be compared. The
@@ -294,7 +325,7 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
         predict_saved.main(["photo.png"])
         sys.exit(status)
     """
-    arguments = ["--data", handful, "--weights", weights, *FLAGS, *flags]
+    arguments = ["--data", few, "--weights", weights, *FLAGS, *flags]
     histories, results = [], []
     for devices, more in ((1, []), (2, ["--distribute"])):
         directory = tmp_path / str(devices)
@@ -308,11 +339,11 @@ def test_two_devices_give_the_digits_of_one(flags, handful, weights, tmp_path):
         results.append(read_result(stdout))
     np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-3)
-    assert results[0][1] == pytest.approx(results[1][1], abs=0.011)  # one image of 100
+    assert results[0][1] == pytest.approx(results[1][1], abs=0.051)  # one image of 20
 
 
-def test_one_device_cannot_be_distributed(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--distribute"]
+def test_one_device_cannot_be_distributed(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--distribute"]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, "--distribute needs two GPUs or more, .+: leave it out")
 
@@ -353,17 +384,16 @@ def test_operations(flags, images, block5_passes):
     ],
 )
 def test_bad_argument(arguments, sentence, tmp_path):
-    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, status=2)
+    stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(stderr, rf"{sentence}.*")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_diverging_fine_tuning(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--unfreeze", 5, *FLAGS]
-    _, stderr = run(
-        TRANSFER, *arguments, "--fine-tune-learning-rate", "1e30", cwd=tmp_path, status=2
-    )
+def test_diverging_fine_tuning(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--unfreeze", 5, *FLAGS]
+    arguments += ["--fine-tune-learning-rate", "1e30"]
+    _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(
         stderr, r"the loss did not stay finite in epoch \d: choose a lower --fine-tune-.+-rate"
     )

@@ -2,25 +2,32 @@
 
 import base64
 import importlib.util
+import os
 import re
 import shutil
 import signal
 import socket
+import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
-from conftest import PREDICT, call, check_error, run, run_program, start
+from conftest import PREDICT, call, check_error, run, start
 from PIL import Image
 from pillow_heif import register_heif_opener
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("gradio", "playwright") if not importlib.util.find_spec(name)]
-needs_gradio = pytest.mark.skipif("gradio" in MISSING, reason="gradio is not installed")
+needs_gradio = pytest.mark.skipif(
+    os.name == "nt" or "gradio" in MISSING,
+    reason="needs gradio, and the signals of Linux or macOS",
+)
 needs_browser = pytest.mark.skipif(
-    not CHROMIUM or bool(MISSING), reason=f"needs Chromium, gradio and playwright: no {MISSING}"
+    os.name == "nt" or not CHROMIUM or bool(MISSING),
+    reason=f"needs Chromium, gradio and playwright, on Linux or macOS: no {MISSING}",
 )
 BROKEN = "This is no picture that can be read: choose another file"
 TOO_LARGE = "exceed the maximum allowed size of 20"
@@ -29,10 +36,10 @@ TOO_LARGE = "exceed the maximum allowed size of 20"
 class Page:
     """A running predict_saved.py --serve: its process and address, and where its uploads go."""
 
-    def __init__(self, model, directory, *arguments):
+    def __init__(self, model, directory, *arguments, script=PREDICT):
         self.uploads = directory / "temporary"
         self.uploads.mkdir(exist_ok=True)
-        command = [PREDICT, "--serve", "--model", model, *arguments]
+        command = [script, "--serve", "--model", model, *arguments]
         network = dict.fromkeys(["http_proxy", "https_proxy"], "http://127.0.0.1:9")  # is down
         self.process = start(*command, cwd=directory, TMPDIR=str(self.uploads), **network)
         self.printed = ""
@@ -93,6 +100,7 @@ def drop(tab, path):
     tab.dispatch_event("button:has(input[type=file])", "drop", {"dataTransfer": transfer})
 
 
+@pytest.mark.slow
 @needs_browser
 def test_photos_in_a_browser(page, finished, photos, tmp_path):
     """A photo, a broken one, too large a one, another photo: without reloading."""
@@ -140,6 +148,7 @@ def test_photos_in_a_browser(page, finished, photos, tmp_path):
     assert page.end() == (130, "stopped\n", [])
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_two_hundred_requests(page, finished, photos, tmp_path):
     """Four at a time, good and broken mixed: each is answered rightly, memory does not grow."""
@@ -168,6 +177,21 @@ def test_two_hundred_requests(page, finished, photos, tmp_path):
     assert page.end() == (130, "stopped\n", [])
 
 
+SOONER = """
+import sys
+import predict_saved
+
+delete_old_files = predict_saved.delete_old_files
+
+def delete_sooner(directory, seconds):
+    assert seconds == 90
+    delete_old_files(directory, 10)
+
+predict_saved.delete_old_files = delete_sooner
+sys.exit(predict_saved.main(sys.argv[1:]))
+"""
+
+
 def break_off_an_upload(url):
     """Send the beginning of a large file, and hang up."""
     address = re.match(r"http://(.+):(\d+)/", url).groups()
@@ -179,11 +203,18 @@ def break_off_an_upload(url):
         time.sleep(1)
 
 
+@pytest.mark.slow
 @needs_gradio
-def test_uploads_are_deleted_while_it_runs(page, photos):
-    """Those that were answered, and one that was broken off, of which nobody hears anything."""
+def test_uploads_are_deleted_while_it_runs(finished, photos, tmp_path):
+    """Those that were answered, and one that was broken off, of which nobody hears anything.
+
+    Only the 90 seconds that it waits are replaced.
+    """
     from gradio_client import Client, handle_file
 
+    program = tmp_path / "program.py"
+    program.write_text(SOONER, encoding="utf-8")
+    page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, script=program)
     client = Client(page.url, verbose=False, download_files=False)
     client.predict(handle_file(photos[0]), api_name="/answer")
     answered = page.files()
@@ -191,7 +222,7 @@ def test_uploads_are_deleted_while_it_runs(page, photos):
     files = page.files()
     assert answered
     assert len(files) > len(answered)
-    for _ in range(120):
+    for _ in range(30):
         if not any(path.exists() for path in files):
             break
         time.sleep(1)
@@ -200,17 +231,19 @@ def test_uploads_are_deleted_while_it_runs(page, photos):
     assert page.end() == (130, "stopped\n", [])
 
 
+@pytest.mark.slow
 @needs_gradio
-@pytest.mark.parametrize("way", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("way", ["SIGHUP", "SIGTERM"])
 def test_closed_terminal_leaves_no_upload(way, page, photos):
     from gradio_client import Client, handle_file
 
     client = Client(page.url, verbose=False, download_files=False)
     client.predict(handle_file(photos[0]), api_name="/answer")
     assert page.files()
-    assert page.end(way) == (130, "stopped\n", [])
+    assert page.end(signal.Signals[way]) == (130, "stopped\n", [])
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_next_page_deletes_what_a_killed_one_left(page, finished, photos, tmp_path):
     from gradio_client import Client, handle_file
@@ -223,6 +256,7 @@ def test_next_page_deletes_what_a_killed_one_left(page, finished, photos, tmp_pa
     following.end()
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_what_is_no_picture(page, tmp_path):
     """The sentence names the file, not the server's directory; a program is not run."""
@@ -237,6 +271,7 @@ def test_what_is_no_picture(page, tmp_path):
             client.predict(handle_file(tmp_path / name), api_name="/answer")
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_open_host_is_told(finished, tmp_path):
     page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, "--host", "0.0.0.0")
@@ -249,6 +284,7 @@ def test_open_host_is_told(finished, tmp_path):
     page.end()
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_only_this_computer_can_open_it(page):
     connections = psutil.Process(page.process.pid).net_connections("inet")
@@ -256,6 +292,7 @@ def test_only_this_computer_can_open_it(page):
     assert page.printed == ""
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_host_that_is_not_ours(finished, tmp_path):
     arguments = ["--model", finished[0] / "vgg16_cifar10.keras", "--host", "192.0.2.1"]
@@ -263,20 +300,12 @@ def test_host_that_is_not_ours(finished, tmp_path):
     check_error(stderr, r"no page can be served at 192\.0\.2\.1 \(.+\): choose another --host")
 
 
-@pytest.mark.parametrize("found", ["None", "types.SimpleNamespace(__version__='5.49.1')"])
-def test_without_gradio(found, finished, tmp_path):
+@pytest.mark.parametrize("found", [None, types.SimpleNamespace(__version__="5.49.1")])
+def test_without_gradio(found, finished, tmp_path, monkeypatch):
     """It is not installed, or too old."""
-    program = f"""
-        import sys
-        import types
-
-        sys.modules["gradio"] = {found}
-        import predict_saved
-
-        sys.exit(predict_saved.main(["--serve", "--model", sys.argv[1]]))
-    """
-    model = finished[0] / "vgg16_cifar10.keras"
-    _, stderr = run_program(program, model, cwd=tmp_path, status=2)
+    monkeypatch.setitem(sys.modules, "gradio", found)
+    arguments = ["--serve", "--model", finished[0] / "vgg16_cifar10.keras"]
+    _, stderr = call(PREDICT, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, "the page needs Gradio 6: pip install -r requirements-page.txt")
 
 
@@ -292,6 +321,6 @@ def test_without_gradio(found, finished, tmp_path):
     ],
 )
 def test_bad_argument(arguments, sentence, tmp_path):
-    stdout, stderr = run(PREDICT, *arguments, cwd=tmp_path, status=2)
+    stdout, stderr = call(PREDICT, *arguments, cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(stderr, rf"{sentence}.*")

@@ -1,6 +1,7 @@
 """The scripts run wherever learners run Python: in notebooks, in editors, through uv."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from conftest import (
     save_model,
     write_data,
 )
-from uv import find_uv_bin
+
+# Everything here is a process of its own
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -46,6 +49,8 @@ def run_cells(*cells, cwd):
 
     stdout, stderr: its texts; figures: how many; error: the traceback, if any.
     """
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     program = """
         import json, sys
         import nbclient, nbformat
@@ -203,6 +208,7 @@ PYTHONW = """
         """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has pythonw itself")
 def test_without_any_stream(place):
     """As under pythonw, which has no console."""
     assert run_program(PYTHONW, TRANSFER, "--demo", cwd=place) == ("", "")
@@ -216,7 +222,8 @@ def test_without_any_stream(place):
 def test_uv_run(place, monkeypatch):
     """It installs what the script says that it needs, and runs it."""
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
-    command = [find_uv_bin(), "run", "--python", sys.executable, TRANSFER, "--demo"]
+    uv = pytest.importorskip("uv", reason="uv is not installed")
+    command = [uv.find_uv_bin(), "run", "--python", sys.executable, TRANSFER, "--demo"]
     result = subprocess.run(command, cwd=place, capture_output=True, encoding="utf-8")
     if re.search("error sending request|Failed to fetch|dns error", result.stderr):
         pytest.skip(f"uv reaches no package registry: {result.stderr.splitlines()[-1]}")

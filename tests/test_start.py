@@ -4,7 +4,9 @@ import ast
 import re
 
 import pytest
-from conftest import PREDICT, ROOT, TRANSFER, call, check_error, read_history, run
+from conftest import PREDICT, ROOT, TRANSFER, call, check_error, needs_posix, read_history, run
+
+import transfer_vgg16
 
 # ----- before the libraries are imported
 
@@ -31,8 +33,10 @@ def test_answers_without_the_libraries(script, poisoned, tmp_path):
     run(script, cwd=tmp_path, status=77, PYTHONPATH=poisoned)  # what poisons them works
 
 
-def test_help_explains_every_argument(tmp_path):
-    stdout, _ = run(TRANSFER, "--help", cwd=tmp_path)
+def test_help_explains_every_argument(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        transfer_vgg16.main(["--help"])
+    stdout = capsys.readouterr().out
     text = (ROOT / "transfer_vgg16.py").read_text(encoding="utf-8")
     flags = set(re.findall(r'^    add\(\s*"(--[a-z-]+)"', text, re.M))
     assert len(flags) > 15
@@ -74,6 +78,7 @@ def test_library_that_is_missing_is_one_sentence(tmp_path):
     check_error(stderr, r"No module named 'psutil': install the packages and start .+README.+")
 
 
+@needs_posix
 @pytest.mark.parametrize("script", [TRANSFER, PREDICT])
 def test_abort_of_tensorflow_shows_its_reason(script, tmp_path):
     """As on a CPU without AVX; nothing of Python runs any more."""
@@ -85,7 +90,8 @@ def test_abort_of_tensorflow_shows_its_reason(script, tmp_path):
 # ----- settings of the computer
 
 
-def test_keras_json_does_no_harm(handful, weights, tmp_path):
+@pytest.mark.slow
+def test_keras_json_does_no_harm(few, weights, tmp_path):
     """Whatever it says, the digits are the same."""
     home = tmp_path / "home"
     home.mkdir()
@@ -93,11 +99,11 @@ def test_keras_json_does_no_harm(handful, weights, tmp_path):
         '{"floatx": "float16", "epsilon": 1e-07, "backend": "jax", '
         '"image_data_format": "channels_first"}'
     )
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 2]
+    arguments = ["--data", few, "--weights", weights, "--epochs", 2]
     _, stderr = run(TRANSFER, *arguments, cwd=tmp_path, KERAS_HOME=str(home))
     assert stderr == ""
     history = read_history(tmp_path)
-    stdout, _ = run(PREDICT, "--data", handful, cwd=tmp_path, KERAS_HOME=str(home))
+    stdout, _ = run(PREDICT, "--data", few, cwd=tmp_path, KERAS_HOME=str(home))
     assert stdout.splitlines()[-1].startswith("予測: ")
     call(TRANSFER, *arguments, cwd=tmp_path)
     assert read_history(tmp_path) == history
