@@ -94,7 +94,9 @@ def load_model(path):
     if path.is_dir():
         fail(f"{path} is a directory: give --model the .keras file in it")
     if not path.exists():
-        fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model another file")
+        other = path.parent / "demo" / path.name
+        other = f"{other}, the demo's" if other.exists() else "another file"
+        fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model {other}")
     try:
         model = keras.models.load_model(path)
         notes = read_notes(path)

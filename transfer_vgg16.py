@@ -242,6 +242,10 @@ def main(argv=()):
     sure, path = temper(saved_preds, temperature), output_dir / "mistakes.png"
     plot_mistakes(model, test_imgs, sure, names, path, test_labels, args.mirror)
     show_figures()
+    if data == DEMO_DATA:
+        print(
+            f"This was the demo, on drawings, not CIFAR-10. Its model: {output_dir / MODEL_FILE}"
+        )
     return 0
 
 

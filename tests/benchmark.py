@@ -131,12 +131,11 @@ def run(command, directory):
         for line, at in lines
         if (match := re.search(r"val_accuracy: (\S+)", line))
     ]
-    steps = [(line, at) for line, at in lines if re.match(r"VGG16.* runs once|Epoch 1/", line)]
-    begin = steps[0][1]
-    if len(steps) > 1:
-        before = [at for line, at in lines if at < steps[-1][1] and re.match(r"\d+/\d+ - ", line)]
-        result["base_seconds"] = before[-1] - begin
-    elif not any(line.startswith("The outputs of") for line, _ in lines):
+    passes = [i for i, (line, _) in enumerate(lines) if re.match("The layers .* run over", line)]
+    if passes:  # each is followed by Keras's line of progress, when it is over
+        result["base_seconds"] = sum(lines[i + 1][1] - lines[i][1] for i in passes)
+    elif not any(line.startswith("The layers up to") for line, _ in lines):  # in every epoch
+        begin = next(at for line, at in lines if line.startswith("Epoch 1/"))
         result["base_seconds"] = lines[-1][1] - begin
     return result
 

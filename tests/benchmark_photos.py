@@ -44,7 +44,6 @@ def read(reader, directory):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import transfer_vgg16
 
-    transfer_vgg16.import_libraries()
     before, start = megabytes(), time.perf_counter()
     if reader == "load_photos":
         args = argparse.Namespace(data=Path(directory), image_size=SIZE, output_dir=None)

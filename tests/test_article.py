@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shutil
 
 import keras
 import numpy as np
@@ -10,11 +9,12 @@ import pytest
 from benchmark import save_part
 from conftest import (
     ARTICLE,
-    FEATURES,
     PREDICT,
     TRANSFER,
     WRITTEN,
     call,
+    copy_features,
+    list_written,
     read_figures,
     read_history,
     read_result,
@@ -51,7 +51,7 @@ def test_parameter_counts(finished):
 
 def test_files(finished):
     directory, _ = finished
-    assert {path.name for path in directory.iterdir()} == WRITTEN
+    assert list_written(directory) == WRITTEN
 
 
 def test_epochs_are_printed_and_kept(finished):
@@ -169,7 +169,7 @@ def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
 def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
     """In a process of its own, and where others ran before."""
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
-    shutil.copy(finished[0] / FEATURES, tmp_path)
+    copy_features(finished[0], tmp_path)
     call(TRANSFER, *arguments, cwd=tmp_path)
     assert read_history(tmp_path) == read_history(finished[0])
     call(TRANSFER, *arguments, "--seed", 1, cwd=tmp_path)

@@ -1,4 +1,7 @@
-"""The frozen layers' outputs are kept, used again where they fit, and never where not."""
+"""Whole runs use the frozen layers' outputs again where they fit, and never where not.
+
+What counts for that is tested in test_frozen_once.py, on small models.
+"""
 
 import os
 import random
@@ -7,37 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from conftest import (
-    FEATURES,
-    PREDICT,
-    TRANSFER,
-    call,
-    needs_posix,
-    read_history,
-    read_result,
-    run,
-    start,
-)
+from conftest import PREDICT, TRANSFER, call, needs_posix, read_history, read_result, run, start
 
 import transfer_vgg16
 
-KEPT = f"The outputs of block5_pool are in {FEATURES} ("
-COMPUTED = "VGG16 up to block5_pool runs once over 300 images, for all epochs:"
+PASS = r"The layers up to {} run over"
 
 
 @pytest.fixture(scope="module")
-def first(handful, weights, tmp_path_factory):
-    """A directory with the features of a first run, and that run's arguments."""
-    directory = tmp_path_factory.mktemp("first")
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 2]
-    stdout, _ = call(TRANSFER, *arguments, cwd=directory)
-    assert COMPUTED in stdout
-    assert KEPT in stdout
+def first(few, weights, shared):
+    """A directory with the outputs of a first run, and the arguments of that run."""
+    arguments = ["--data", few, "--weights", weights, "--epochs", 2]
+    directory, stdout = shared("first", lambda place: call(TRANSFER, *arguments, cwd=place)[0])
+    assert stdout.count(PASS.format("flatten")) == 3
     return directory, arguments
 
 
@@ -49,224 +37,121 @@ def again(first, tmp_path):
     return tmp_path / "again", arguments
 
 
-def check_taken(stdout):
-    assert KEPT in stdout
-    assert "runs once" not in stdout
-
-
-def run_fresh(tmp_path, arguments):
-    """Return the history of a run that has no features to use."""
-    (tmp_path / "fresh").mkdir()
-    stdout, _ = call(TRANSFER, *arguments, cwd=tmp_path / "fresh")
-    assert COMPUTED in stdout
-    return read_history(tmp_path / "fresh")
-
-
 def test_another_learning_rate_uses_them(again, tmp_path):
     directory, arguments = again
     arguments = [*arguments, "--learning-rate", "1e-3"]
-    stdout, stderr = call(TRANSFER, *arguments, cwd=directory)
-    check_taken(stdout + stderr)
-    assert read_history(directory) == run_fresh(tmp_path, arguments)
+    stdout, _ = call(TRANSFER, *arguments, cwd=directory)
+    assert "run over" not in stdout
+    (tmp_path / "fresh").mkdir()
+    call(TRANSFER, *arguments, cwd=tmp_path / "fresh")
+    assert read_history(directory) == read_history(tmp_path / "fresh")
 
 
-def test_same_content_in_other_files_uses_them(again, handful, weights, tmp_path):
-    directory, _ = again
-    shutil.copy(handful, tmp_path / "copy.npz")
-    shutil.copy(weights, tmp_path / "copy.weights.h5")
-    arguments = ["--data", tmp_path / "copy.npz", "--weights", tmp_path / "copy.weights.h5"]
-    check_taken(call(TRANSFER, *arguments, "--epochs", 1, cwd=directory)[0])
-
-
-def test_thawed_runs_keep_a_second_file(again, tmp_path):
-    """It holds what goes into the thawed blocks, and the first one still serves the head."""
+def test_thawed_runs_keep_more_files(again):
+    """They hold what goes into the thawed blocks; the first ones still serve the head."""
     directory, arguments = again
-    before = (directory / FEATURES).read_bytes()
+    before = {path.name for path in directory.glob("*.features")}
     arguments = [*arguments, "--unfreeze", 1, "--fine-tune-epochs", 1]
     stdout, _ = call(TRANSFER, *arguments, cwd=directory)
-    assert COMPUTED not in stdout
-    assert "VGG16 up to block4_pool runs once over 300 images" in stdout
-    assert "The outputs of block4_pool are in vgg16_block4_pool.features" in stdout
-    assert (directory / FEATURES).read_bytes() == before
+    assert PASS.format("flatten") not in stdout
+    assert stdout.count(PASS.format("block4_pool")) == 3
+    after = {path.name for path in directory.glob("*.features")}
+    assert {name.split("-")[0] for name in after - before} == {"block4_pool"}
+    assert after > before
     history = read_history(directory)
-
-    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
-    assert read_history(directory) == history
-    assert history == run_fresh(tmp_path, arguments)
-
-
-def change_image(arguments, tmp_path):
-    with np.load(arguments[1]) as file:
-        data = dict(file)
-    data["x_test"][-1, -1, -1, -1] ^= 1
-    np.savez(tmp_path / "changed.npz", **data)
-    return ["--data", tmp_path / "changed.npz", *arguments[2:]]
-
-
-def change_weight(arguments, tmp_path):
-    base = keras.applications.VGG16(
-        include_top=False, weights=str(arguments[3]), input_shape=(32, 32, 3)
-    )
-    bias = base.get_layer("block3_conv2").bias
-    values = bias.numpy()
-    values[0] += 1
-    bias.assign(values)
-    base.save_weights(tmp_path / "changed.weights.h5")
-    return [*arguments[:3], tmp_path / "changed.weights.h5", *arguments[4:]]
-
-
-def change_precision(arguments, tmp_path):
-    return [*arguments, "--precision", "mixed_bfloat16"]
-
-
-def change_preprocessing(arguments, tmp_path):
-    return [*arguments, "--preprocess"]
-
-
-def change_size(arguments, tmp_path):
-    return [*arguments, "--image-size", 40]
-
-
-@pytest.mark.parametrize(
-    "change", [change_image, change_weight, change_precision, change_preprocessing, change_size]
-)
-def test_old_features_are_never_served(change, again, tmp_path):
-    directory, arguments = again
-    arguments = change(arguments, tmp_path)
     stdout, _ = call(TRANSFER, *arguments, cwd=directory)
-    assert COMPUTED in stdout
-    assert read_history(directory) == run_fresh(tmp_path, arguments)
-    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
+    assert "run over" not in stdout
+    assert read_history(directory) == history
 
 
-@pytest.mark.slow
-def test_edited_script_computes_again(again, tmp_path):
-    """Readers are asked to change main(): here, how the images are enlarged."""
+def test_thawed_run_makes_both_in_one_pass(few, weights, tmp_path):
+    """Only the blocks that are thawed later run over the outputs of those before."""
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--unfreeze", 2]
+    stdout, _ = call(TRANSFER, *arguments, "--fine-tune-epochs", 1, cwd=tmp_path)
+    assert stdout.count(PASS.format("block3_pool")) == 3  # to train, validate, test with
+    assert stdout.count(PASS.format("flatten")) == 2  # tested once all is trained
+
+
+@pytest.mark.parametrize("flags", [["--preprocess"], ["--precision", "mixed_bfloat16"]])
+def test_other_settings_replace_them(flags, again):
     directory, arguments = again
-    arguments = [*arguments, "--image-size", 40]
-    call(TRANSFER, *arguments, cwd=directory)
-    text, before = (
-        TRANSFER.read_text(encoding="utf-8"),
-        "Resizing(args.image_size, args.image_size)",
-    )
-    assert text.count(before) == 1
-    edited = tmp_path / "edited.py"
-    edited.write_text(text.replace(before, 'Resizing(40, 40, "nearest")'), encoding="utf-8")
-    stdout, stderr = run(edited, *arguments, cwd=directory)
-    assert stderr == ""
-    assert COMPUTED in stdout
-    assert read_history(directory) != run_fresh(tmp_path, arguments)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def cut_the_key(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def lengthen(path):
-    path.write_bytes(path.read_bytes() + b"0" * 32)
-
-
-def damage_the_key(path):
-    path.write_bytes(path.read_bytes()[:-32] + b"0" * 32)
-
-
-def replace_with_text(path):
-    path.write_text("no outputs")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    "harm", [truncate, cut_the_key, lengthen, damage_the_key, replace_with_text, empty]
-)
-def test_damaged_or_foreign_file_is_computed_again(harm, again, first):
-    directory, arguments = again
-    harm(directory / FEATURES)
-    stdout, stderr = call(TRANSFER, *arguments, cwd=directory)
-    assert COMPUTED in stdout
-    assert stderr == ""
-    assert read_history(directory) == read_history(first[0])
-    check_taken(call(TRANSFER, *arguments, cwd=directory)[0])
+    before = {path.name for path in directory.glob("*.features")}
+    stdout, _ = call(TRANSFER, *arguments, *flags, cwd=directory)
+    assert stdout.count(PASS.format("flatten")) == 3
+    after = {path.name for path in directory.glob("*.features")}
+    assert len(after) == 3
+    assert not after & before
 
 
 @pytest.mark.slow
 @needs_posix
-def test_run_that_is_killed_half_way_leaves_the_former_file(subset, weights, tmp_path, finished):
-    """Early, late, and at a random moment; the next run does as if there had been none."""
-    (tmp_path / FEATURES).write_text("of a former run")
-    arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
-    size = (finished[0] / FEATURES).stat().st_size
+def test_run_that_is_killed_half_way_is_gone_on_with(handful, weights, tmp_path):
+    """Early, late, and at a random moment; the next run ends as if there had been none."""
+    arguments = ["--data", handful, "--weights", weights, "--epochs", 3, "--image-size", 64]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "killed").mkdir()
+    call(TRANSFER, *arguments, cwd=tmp_path / "alone")
+    size = max(path.stat().st_size for path in (tmp_path / "alone").glob("*.features"))
     for share in (0, 0.8 * random.random(), 0.8):
-        process = start(TRANSFER, *arguments, cwd=tmp_path)
+        process = start(TRANSFER, *arguments, cwd=tmp_path / "killed")
+        pattern = f"part-*-{process.pid}-flatten-*.features"
         while not any(
-            path.stat().st_size > share * size
-            for path in tmp_path.glob(f"part-*-{process.pid}-{FEATURES}")
+            path.stat().st_size > share * size for path in (tmp_path / "killed").glob(pattern)
         ):
             assert process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert (tmp_path / FEATURES).read_text() == "of a former run"
-    stdout, _ = call(TRANSFER, *arguments, cwd=tmp_path)
-    assert "runs once" in stdout
-    assert not list(tmp_path.glob("part-*"))
-    assert read_history(tmp_path) == read_history(finished[0])
+        assert not list((tmp_path / "killed").glob("flatten-*"))
+    call(TRANSFER, *arguments, cwd=tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob("part-*"))
+    for path in (tmp_path / "alone").glob("*.features"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    assert read_history(tmp_path / "alone") == read_history(tmp_path / "killed")
 
 
-def test_parts_of_killed_runs_make_room_first(tmp_path):
-    """Whatever they were to become, and before the free disk is looked at."""
+def test_parts_of_killed_runs_are_deleted_first(tmp_path):
+    """Whatever they were to become, but for outputs, which a run goes on with."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = socket.gethostname()
-    left = tmp_path / f"part-{host}-{dead.pid}-vgg16_block3_pool.features"
+    left = tmp_path / f"part-{host}-{dead.pid}-vgg16_cifar10.keras"
     others = [tmp_path / f"part-{host}-{os.getpid()}-x", tmp_path / f"part-other-{dead.pid}-x"]
+    others.append(tmp_path / f"part-{host}-{dead.pid}-flatten-0123.features")
     for path in (left, *others):
         path.touch()
-    transfer_vgg16.import_libraries()
     transfer_vgg16.make_output_dir(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_precision(precision, first, tmp_path):
-    """The head stays in float32."""
+    """VGG16 alone computes in it; the model's answers stay about the same."""
+    import keras
+
     directory, arguments = first
     stdout, stderr = call(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
     assert stderr == ""
-    size = 300 * 512 * 2 + 32  # two bytes a number
-    assert (tmp_path / FEATURES).stat().st_size == size
+    sizes = sorted(path.stat().st_size for path in tmp_path.glob("*.features"))
+    assert sizes == [count * 512 * 2 + 32 for count in (8, 20, 32)]  # two bytes a number
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
     policies = [layer.dtype_policy.name for layer in model.layers]
     assert set(policies[1:19]) == {precision}
     assert set(policies[19:]) == {"float32"}
-
     result = read_result(stdout)
-    exact = read_result(call(TRANSFER, *arguments, cwd=directory)[0])
-    assert result[0] == pytest.approx(exact[0], rel=0.02)
+    exact = read_result(call(PREDICT, *arguments[:2], cwd=directory)[0])
+    assert result[0] == pytest.approx(exact[0], rel=0.05)
     stdout, _ = call(PREDICT, *arguments[:2], cwd=tmp_path)
-    assert read_result(stdout) == pytest.approx(result, rel=1e-4)
+    assert read_result(stdout) == pytest.approx(result, rel=1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_precision_without_the_fast_path(precision, first, tmp_path):
-    """The model answers alike where the CPU has none."""
+def test_precision_without_a_fast_path(first, tmp_path):
+    """A processor without bfloat16 gives about the same answers."""
     _, arguments = first
-    stdout, _ = call(TRANSFER, *arguments, "--precision", precision, cwd=tmp_path)
-    result = read_result(stdout)
-    stdout, _ = run(PREDICT, *arguments[:2], cwd=tmp_path, TF_ENABLE_ONEDNN_OPTS="0")
-    assert read_result(stdout) == pytest.approx(result, rel=0.02)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_outputs_are_let_go_when_a_run_ends(again):
-    """So a second run in a notebook can replace their file where Windows would keep it."""
-    directory, arguments = again
-    call(TRANSFER, *arguments, cwd=directory)
-    assert str(directory) not in Path("/proc/self/maps").read_text()
+    stdout, _ = call(TRANSFER, *arguments, "--precision", "mixed_bfloat16", cwd=tmp_path)
+    slow, _ = run(PREDICT, *arguments[:2], cwd=tmp_path, TF_ENABLE_ONEDNN_OPTS="0")
+    assert np.isfinite(read_result(slow)).all()
+    assert read_result(slow) == pytest.approx(read_result(stdout), rel=0.05)

@@ -15,7 +15,6 @@ from PIL import Image
 import transfer_vgg16 as photos
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest undoes the script's
-photos.import_libraries()
 OUT = Path("elsewhere")  # an output directory that is not among the photos
 
 

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 from benchmark import LADDER, count_operations
 from conftest import (
-    FEATURES,
     PREDICT,
     TRANSFER,
     call,
@@ -43,8 +42,10 @@ def test_vgg16_gets_preprocessed_and_enlarged_images(size, few, weights, tmp_pat
         include_top=False, weights=str(weights), input_shape=(size, size, 3)
     )
     expected = base.predict(keras.applications.vgg16.preprocess_input(images), verbose=0)
-    features = np.fromfile(tmp_path / FEATURES, "float32", 60 * base.output.shape[1] ** 2 * 512)
-    test = features.reshape(60, *base.output.shape[1:])[40:]  # in the end, after the others
+    (path,) = [
+        path for path in tmp_path.glob("*.features") if path.stat().st_size == expected.nbytes + 32
+    ]
+    test = np.fromfile(path, "float32", expected.size).reshape(expected.shape)
     np.testing.assert_allclose(test, expected, rtol=1e-3, atol=1e-2)
 
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
@@ -74,7 +75,6 @@ def check_optimizer(optimizer, name, rate):
 
 @pytest.mark.parametrize(("flags", "name", "rate"), OPTIMIZERS)
 def test_optimizer(flags, name, rate):
-    transfer_vgg16.import_libraries()
     args = transfer_vgg16.parse_arguments(flags)
     check_optimizer(transfer_vgg16.make_optimizer(args.optimizer, args.learning_rate), name, rate)
 
@@ -160,7 +160,6 @@ def test_fine_tuning_warms_up_and_decays(few, weights, tmp_path):
 
 @pytest.mark.pictures
 def test_plots_mark_where_fine_tuning_starts(tmp_path):
-    transfer_vgg16.import_libraries()
     names = ("accuracy", "loss", "val_accuracy", "val_loss")
     history = {name: [0.4, 0.3, 0.2, 0.1] for name in names}
     args = argparse.Namespace(epochs=2, output_dir=tmp_path, demo="")
@@ -202,7 +201,6 @@ def test_features_that_do_not_fit(few, weights, tmp_path, monkeypatch):
 
 def test_rows_are_taken_from_images_or_mirror_images():
     """Each epoch anew, about half of them from either, with the right labels."""
-    transfer_vgg16.import_libraries()
     keras.utils.set_random_seed(0)
     rows = np.arange(1000)[:, None]
     data = transfer_vgg16.batches(rows, rows, batch_size=64, shuffle=True, mirrored=rows + 1000)
@@ -313,7 +311,6 @@ def test_two_devices_give_the_digits_of_one(flags, few, weights, tmp_path):
         import predict_saved
         import transfer_vgg16
 
-        transfer_vgg16.import_libraries()
         keras, tf = transfer_vgg16.keras, transfer_vgg16.tf
         cpu = tf.config.list_physical_devices("CPU")[0]
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -394,7 +391,5 @@ def test_diverging_fine_tuning(few, weights, tmp_path):
     arguments = ["--data", few, "--weights", weights, "--unfreeze", 5, *FLAGS]
     arguments += ["--fine-tune-learning-rate", "1e30"]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
-    check_error(
-        stderr, r"the loss did not stay finite in epoch \d: choose a lower --fine-tune-.+-rate"
-    )
+    check_error(stderr, r"the loss became infinite or NaN in epoch \d: lower --fine-tune-.+-rate")
     assert re.match("3,", (tmp_path / "history.csv").read_text().splitlines()[3])

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -11,11 +10,12 @@ import keras
 import pytest
 from conftest import (
     DEMO_ENDS,
-    FEATURES,
     PREDICT,
     TRANSFER,
     WRITTEN,
     check_error,
+    copy_features,
+    list_written,
     run,
     run_program,
     save_model,
@@ -30,13 +30,13 @@ pytestmark = pytest.mark.slow
 def place(demo, tmp_path):
     """A directory that has the demo's stored outputs, so that its runs take seconds."""
     (tmp_path / "demo").mkdir()
-    shutil.copy(demo[0] / "demo" / FEATURES, tmp_path / "demo")
+    copy_features(demo[0] / "demo", tmp_path / "demo")
     return tmp_path
 
 
 def check_demo(directory):
     """Check that the demo wrote all its files, and a model that can be loaded."""
-    assert {path.name for path in (directory / "demo").iterdir()} == WRITTEN
+    assert list_written(directory / "demo") == WRITTEN
     model = keras.models.load_model(directory / "demo" / "vgg16_cifar10.keras")
     assert model.output_shape == (None, 10)
 

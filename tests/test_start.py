@@ -69,13 +69,13 @@ def test_import_that_fails_is_one_sentence(error, script, tmp_path):
     stdout, stderr = run(script, cwd=tmp_path, status=2, **fake)
     assert stdout == ""
     reason = re.search(r"'([^'\\\n]+)", error)[1]
-    check_error(stderr, rf"{reason}: install the packages and start the script .+README.+")
+    check_error(stderr, rf"{reason}: activate .venv and run pip install -r requirements.txt")
 
 
 def test_library_that_is_missing_is_one_sentence(tmp_path):
     (tmp_path / "psutil.py").write_text("raise ModuleNotFoundError(\"No module named 'psutil'\")")
     _, stderr = run(TRANSFER, cwd=tmp_path, status=2, PYTHONPATH=str(tmp_path))
-    check_error(stderr, r"No module named 'psutil': install the packages and start .+README.+")
+    check_error(stderr, r"No module named 'psutil': activate .venv and run pip .+")
 
 
 @needs_posix
