@@ -78,12 +78,15 @@ def test_probabilities_of_zero_and_one_stay_numbers():
     assert tempered.max() < 1
 
 
+SPOILED = ["--unfreeze", "1", "--fine-tune-epochs", "1", "--fine-tune-learning-rate", "1e-2"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--mirror"],
-        ["--learning-rate", "3e-3"],
-        ["--unfreeze", "1", "--fine-tune-epochs", "1", "--fine-tune-learning-rate", "1e-2"],
+        ["--mirror", *SPOILED],
+        pytest.param(["--learning-rate", "3e-3"], marks=pytest.mark.slow),
+        pytest.param(SPOILED, marks=pytest.mark.slow),
     ],
 )
 def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
@@ -98,7 +101,7 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     with np.load(handful) as file:
         x, y = file["x_test"], file["y_test"][:, 0]
         x_val, y_val = file["x_train"][:40], file["y_train"][:40, 0]
-    steps = (1, -1) if flags == ["--mirror"] else (1,)  # the mirror images' mean with the images
+    steps = (1, -1) if "--mirror" in flags else (1,)  # the mirror images' mean with the images
     validation, probabilities = (
         np.mean([model.predict(images[:, :, ::step], verbose=0) for step in steps], axis=0)
         for images in (x_val, x)
@@ -131,10 +134,11 @@ def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     assert path.read_text() == "of the best epoch"
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_directory(few, weights, tmp_path, monkeypatch):
     """Its model is not taken for this one's best, nor given this one's temperature."""
-    arguments = ["--data", few, "--weights", weights, "--mirror", "--epochs", 8]
-    arguments += ["--optimizer", "adam", "--preprocess"]
+    arguments = ["--data", few, "--weights", weights, "--mirror", "--epochs", 2]
+    arguments += ["--optimizer", "adam", "--preprocess", *SPOILED]
     (tmp_path / "alone").mkdir()
     alone, _ = call(TRANSFER, *arguments, cwd=tmp_path / "alone")
     losses = [row["val_loss"] for row in read_history(tmp_path / "alone")]
@@ -172,12 +176,50 @@ def draw_discs():
     return (images[:2000], labels[:2000]), (images[2000:], labels[2000:])
 
 
-def test_maps_name_what_an_answer_rests_on(tmp_path):
-    """The photos are discs on a ground; the class is the colour of the disc.
+def check_maps(model, notes, images):
+    """Check that the discs in `images` speak for their classes.
 
-    So it is the disc that speaks for the class, and covering what the map names first costs more
-    than covering as much of what it names last.
+    So covering what a map names first costs more than covering as much of what it names last.
     """
+    count, size = images.shape[:2]
+    probabilities, rows = predict_saved.classify(model, notes, images), np.arange(count)
+    classes = probabilities.argmax(axis=1)
+    maps = transfer_vgg16.explain(model, images, classes, notes["mirror"])
+    assert maps.shape == (count, size, size)
+    assert maps.min() >= 0
+    np.testing.assert_allclose(maps.max(axis=(1, 2)), 1, rtol=1e-5)
+
+    disc = np.abs(images.astype(int) - 230).max(axis=-1) > 60
+    inside, outside = (
+        (maps * part).sum(axis=(1, 2)) / part.sum(axis=(1, 2)) for part in (disc, ~disc)
+    )
+    assert (inside > outside).mean() >= 0.7  # maps of noise: 0.5
+    left = []
+    for order in (np.argsort(-maps.reshape(count, -1)), np.argsort(maps.reshape(count, -1))):
+        covered = images.reshape(count, -1, 3).copy()
+        for image, pixels in zip(covered, order[:, : size * size // 4], strict=True):
+            image[pixels] = image.mean(axis=0)
+        covered = predict_saved.classify(model, notes, covered.reshape(images.shape))
+        left.append(covered[rows, classes])
+    assert left[0].mean() < left[1].mean() - 0.1
+    return left
+
+
+def test_maps_name_what_an_answer_rests_on(weights, shared):
+    (x, y), (images, labels) = draw_discs()
+
+    def train(place):
+        np.savez(place / "d.npz", x_train=x[:500], y_train=y[:500], x_test=images, y_test=labels)
+        return call(TRANSFER, "--data", "d.npz", "--weights", weights, cwd=place)[0]
+
+    directory, _ = shared("discs", train)
+    model, notes = predict_saved.load_model(directory / "vgg16_cifar10.keras")
+    check_maps(model, notes, images[:100])
+
+
+@pytest.mark.slow
+def test_maps_of_photos_name_what_an_answer_rests_on(tmp_path):
+    """The photos are discs on a ground; the class is the colour of the disc."""
     (x, y), (x_test, y_test) = draw_discs()
     for label in range(4):
         (tmp_path / "discs" / str(label)).mkdir(parents=True)
@@ -186,27 +228,8 @@ def test_maps_name_what_an_answer_rests_on(tmp_path):
     call(TRANSFER, "--data", "discs", "--epochs", 5, cwd=tmp_path)
     model, notes = predict_saved.load_model(tmp_path / "vgg16_cifar10.keras")
     images = x_test[y_test[:, 0] < 4][:100].repeat(4, axis=1).repeat(4, axis=2)
-    probabilities, rows = predict_saved.classify(model, notes, images), np.arange(100)
-    classes = probabilities.argmax(axis=1)
-    maps = transfer_vgg16.explain(model, images, classes, notes["mirror"])
-    assert maps.shape == (100, 128, 128)
-    assert maps.min() >= 0
-    np.testing.assert_allclose(maps.max(axis=(1, 2)), 1, rtol=1e-5)
-
-    disc = np.abs(images.astype(int) - 230).max(axis=-1) > 60
-    inside, outside = (
-        (maps * part).sum(axis=(1, 2)) / part.sum(axis=(1, 2)) for part in (disc, ~disc)
-    )
-    assert (inside > outside).mean() >= 0.7
-    left = []
-    for order in (np.argsort(-maps.reshape(100, -1)), np.argsort(maps.reshape(100, -1))):
-        covered = images.reshape(100, -1, 3).copy()
-        for image, pixels in zip(covered, order[:, : 128 * 128 // 4], strict=True):
-            image[pixels] = image.mean(axis=0)
-        covered = predict_saved.classify(model, notes, covered.reshape(images.shape))
-        left.append(covered[rows, classes])
-    assert (left[0] < left[1]).sum() >= 70  # a map of noise: 50
-    assert left[0].mean() < left[1].mean() - 0.1
+    left = check_maps(model, notes, images)
+    assert (left[0] < left[1]).sum() >= 70  # maps of noise: 50
 
 
 def test_maps_with_mirror_images_are_of_both(finished, subset):
@@ -224,7 +247,9 @@ def test_maps_with_mirror_images_are_of_both(finished, subset):
     assert np.abs(one_sided[:, :, ::-1] - explain(model, mirrored, classes, False)).max() > 0.1
 
 
-@pytest.mark.parametrize("size", [32, 48, 128, 224])
+@pytest.mark.parametrize(
+    "size", [32, 48, *(pytest.param(size, marks=pytest.mark.slow) for size in (128, 224))]
+)
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_maps_of_every_size_and_precision(size, precision):
     """Also those of models that the article's own code saved: float32, here with their weights."""

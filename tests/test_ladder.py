@@ -100,12 +100,18 @@ def test_optimizer_of_a_run(flags, name, rate, few, weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "blocks", [2, *(pytest.param(blocks, marks=pytest.mark.slow) for blocks in (1, 3, 4, 5))]
+    ("blocks", "more"),
+    [
+        (2, ["--mirror"]),
+        *(pytest.param(blocks, [], marks=pytest.mark.slow) for blocks in (1, 2, 3, 4, 5)),
+    ],
 )
-def test_stored_features_give_the_digits_of_the_whole_network(blocks, few, weights, tmp_path):
+def test_stored_features_give_the_digits_of_the_whole_network(
+    blocks, more, few, weights, tmp_path
+):
     """Only the thawed blocks change, and they change as when VGG16 runs in every epoch."""
     histories, results, models = [], [], []
-    for flags in ([], ["--end-to-end"]):
+    for flags in (more, [*more, "--end-to-end"]):
         arguments = ["--data", few, "--weights", weights, "--unfreeze", blocks, *flags]
         stdout, stderr = call(TRANSFER, *arguments, *FLAGS, cwd=tmp_path)
         assert stderr == ""
@@ -145,17 +151,32 @@ def test_one_step_of_fine_tuning(optimizer, few, weights, tmp_path):
     assert second["val_loss"] != first["val_loss"]
 
 
+def check_schedule(schedule, peak):
+    """Check the rates of ten steps: there are so few that the first is the peak."""
+    rates = [float(schedule(step)) for step in range(11)]
+    assert rates[0] == max(rates) == pytest.approx(peak)
+    assert sorted(rates, reverse=True) == rates
+    assert rates[10] == pytest.approx(0, abs=1e-12)
+
+
+def test_rate_warms_up_and_decays():
+    transfer_vgg16.import_libraries()
+    check_schedule(transfer_vgg16.warm_up_and_decay(3e-5, 10), 3e-5)
+    schedule = transfer_vgg16.warm_up_and_decay(1.0, 100)
+    rates = [float(schedule(step)) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == max(rates) == pytest.approx(1)
+    assert sorted(rates[:11]) == rates[:11]
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+
+
+@pytest.mark.slow
 def test_fine_tuning_warms_up_and_decays(few, weights, tmp_path):
     arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, "--batch-size", 7]
     call(TRANSFER, *arguments, *FLAGS, "--fine-tune-learning-rate", "3e-5", cwd=tmp_path)
     model = keras.models.load_model(tmp_path / "vgg16_cifar10.keras")
-    schedule = keras.optimizers.schedules.deserialize(
-        model.optimizer.get_config()["learning_rate"]
-    )
-    rates = [float(schedule(step)) for step in range(11)]  # 32 images, 7 a step, 2 epochs
-    assert rates[0] == max(rates) == pytest.approx(3e-5)
-    assert sorted(rates, reverse=True) == rates
-    assert rates[10] == pytest.approx(0, abs=1e-12)
+    config = model.optimizer.get_config()["learning_rate"]
+    check_schedule(keras.optimizers.schedules.deserialize(config), 3e-5)
 
 
 @pytest.mark.pictures
@@ -172,6 +193,7 @@ def test_plots_mark_where_fine_tuning_starts(tmp_path):
         assert gray.max() > 150
 
 
+@pytest.mark.slow
 def test_float16_fine_tuning_scales_its_loss(few, weights, tmp_path):
     arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, *FLAGS]
     stdout, stderr = call(TRANSFER, *arguments, "--precision", "mixed_float16", cwd=tmp_path)
@@ -214,6 +236,7 @@ def test_rows_are_taken_from_images_or_mirror_images():
     assert not np.array_equal(*epochs)
 
 
+@pytest.mark.slow
 def test_mirror_gives_the_digits_of_the_whole_network(few, weights, tmp_path):
     """The outputs for the mirror images are stored as well, and there is more to learn from."""
     arguments = ["--data", few, "--weights", weights, *FLAGS]
