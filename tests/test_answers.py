@@ -13,6 +13,7 @@ from PIL import Image
 import predict_saved
 import transfer_vgg16
 
+transfer_vgg16.import_libraries()
 ERRORS = r"expected calibration error of the saved model, 100 test images: "
 ERRORS += r"(\S+), and (\S+) with the .+ (\S+)\n"
 
@@ -39,7 +40,6 @@ def calibration_error(probabilities, labels):
 @pytest.fixture(scope="module")
 def overconfident():
     """Probabilities of 20,000 images as from logits three times too large, and the labels."""
-    transfer_vgg16.import_libraries()
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (20000, 5))
     labels = [random.choice(5, p=row) for row in softmax(logits)]
@@ -66,7 +66,6 @@ def test_temperature_undoes_overconfidence(overconfident):
 @pytest.mark.parametrize("count", [1, 6, 50])
 def test_few_photos_that_are_all_right_ask_for_no_certainty(count):
     """Six right answers may as well come from a model that is right seven times out of eight."""
-    transfer_vgg16.import_libraries()
     probabilities = softmax(np.full((count, 3), 1e-3) + [[30, 0, 0]])
     temperature = transfer_vgg16.fit_temperature(probabilities, np.zeros((count, 1), int))
     sure = transfer_vgg16.temper(probabilities, temperature).max(axis=1)
@@ -74,7 +73,6 @@ def test_few_photos_that_are_all_right_ask_for_no_certainty(count):
 
 
 def test_probabilities_of_zero_and_one_stay_numbers():
-    transfer_vgg16.import_libraries()
     tempered = transfer_vgg16.temper(np.eye(3, dtype="float32"), 20)
     assert np.isfinite(tempered).all()
     assert (tempered.argmax(axis=1) == [0, 1, 2]).all()
@@ -124,7 +122,6 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
 
 def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     """The model is there, whole: a line tells that its percentages stay as they are."""
-    transfer_vgg16.import_libraries()
     path = tmp_path / "vgg16_cifar10.keras"
     path.write_text("of the best epoch")
     part = tmp_path / f"part-{socket.gethostname()}-{os.getpid()}-{path.name}"
@@ -168,7 +165,6 @@ def test_maps_name_what_an_answer_rests_on(tmp_path):
     So it is the disc that speaks for the class, and covering what the map names first costs more
     than covering as much of what it names last.
     """
-    transfer_vgg16.import_libraries()
     (x, y), (x_test, y_test) = transfer_vgg16.draw_images()
     for label in range(4):
         (tmp_path / "discs" / str(label)).mkdir(parents=True)
@@ -219,7 +215,6 @@ def test_maps_with_mirror_images_are_of_both(finished, subset):
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_maps_of_every_size_and_precision(size, precision):
     """Also those of models that the article's own code saved: float32, here with their weights."""
-    transfer_vgg16.import_libraries()
     keras.config.set_dtype_policy(precision)
     try:
         model = make_model(size)
@@ -290,7 +285,6 @@ def test_maps_are_of_the_class_that_is_asked_for(finished, subset):
 
 
 def test_colours_lie_where_the_map_is():
-    transfer_vgg16.import_libraries()
     images = np.full((1, 4, 4, 3), 100, "uint8")
     maps = np.zeros((1, 4, 4))
     maps[0, 0, 0] = 1
