@@ -251,11 +251,11 @@ def name_pictures(model, notes, paths, figure):
         answer = ", ".join(transfer_vgg16.likeliest(probabilities, notes["class_names"]))
         print(f"{files[row]}: {answer}")
     if figure:
-        names = transfer_vgg16.drawable(notes["class_names"])
-        classes, mirror = preds.argmax(axis=1)[:25], notes["mirror"]
-        maps = transfer_vgg16.explain(model, images[:25], classes, mirror)
-        looks = transfer_vgg16.overlay(images[:25], maps)
-        transfer_vgg16.plot_predictions(images, preds, names, figure, looks=looks)
+        captions = [files[row].name for row in rows[:25, 0]]
+        names, mirror = notes["class_names"], notes["mirror"]
+        transfer_vgg16.plot_pairs(
+            model, images[:25], preds[:25], names, figure, captions, mirror=mirror
+        )
     return 2 if skipped else 0
 
 
@@ -293,8 +293,7 @@ def serve(model, notes, host):
                 ) from None
             probabilities = classify(model, notes, image[None])
             best, mirror = probabilities.argmax(axis=1), notes["mirror"]
-            maps = transfer_vgg16.explain(model, image[None], best, mirror)
-            look = transfer_vgg16.overlay(image[None], maps)[0]
+            look = transfer_vgg16.highlight(model, image[None], best, mirror)[0]
             larger = [one.repeat(scale, axis=0).repeat(scale, axis=1) for one in (image, look)]
             return dict(zip(names, map(float, probabilities[0]), strict=True)), *larger
 

@@ -32,9 +32,11 @@ copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder
 
 import argparse
 import contextlib
+import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -48,6 +50,7 @@ import sysconfig
 import tempfile
 import textwrap
 import time
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter, defaultdict
@@ -236,11 +239,12 @@ def main(argv=()):
     plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
-    names = drawable(class_names)
-    plot_predictions(test_imgs, saved_preds, names, output_dir / "predictions.png", test_labels)
-    plot_confusion_matrix(saved_preds, test_labels, names, output_dir / "confusion_matrix.png")
-    sure, path = temper(saved_preds, temperature), output_dir / "mistakes.png"
-    plot_mistakes(model, test_imgs, sure, names, path, test_labels, args.mirror)
+    path = output_dir / "predictions.png"
+    plot_predictions(test_imgs, saved_preds, class_names, path, test_labels)
+    path = output_dir / "confusion_matrix.png"
+    plot_confusion_matrix(saved_preds, test_labels, class_names, path)
+    tempered, path = temper(saved_preds, temperature), output_dir / "mistakes.png"
+    plot_mistakes(model, test_imgs, tempered, class_names, path, test_labels, mirror=args.mirror)
     show_figures()
     if data == DEMO_DATA:
         print(
@@ -929,16 +933,70 @@ def find_weights(path=None, rounded=False):
 
 
 def draw_model(model, path):
-    """Draw the layers of `model` into the PNG file `path`, or say why that was not possible."""
+    """Draw the layers of `model` into the PNG file `path`, or say why that was not possible.
+
+    Beside it, a file whose name ends in _blocks.png shows its blocks, for a slide.
+    """
+    path = Path(path)
+    draw_blocks(model, path.with_name(f"{path.stem}_blocks.png"))
     places = [os.environ.get("PATH", ""), sysconfig.get_path("scripts")]
     search = os.pathsep.join(places)  # the second is not in PATH where venv/bin/python is called
     prog = shutil.which("graphviz-pure", path=search) or "dot"
     try:
         png = keras.utils.model_to_dot(model, show_shapes=True).create_png(prog=prog)
-    except (ImportError, OSError, AssertionError) as error:
+    except Exception as error:  # pydot, Graphviz and the system each have their own
         print(f"{path} was not drawn: {first_line(error)}")
         return
     write_whole(path, lambda part: part.write_bytes(png))
+
+
+def find_blocks(model):
+    """Return lists of the layers of `model` that have weights, as draw_blocks() draws them."""
+    layers = [layer for layer in model.layers if layer.weights]
+    grids = [layer.output.shape[1] if len(layer.output.shape) == 4 else 1 for layer in layers]
+    # Some networks have 1 x 1 layers within a block: what counts is the largest grid to come
+    grids = reversed(list(itertools.accumulate(reversed(grids), max)))
+    blocks = defaultdict(list)
+    for layer, grid in zip(layers, grids, strict=True):
+        blocks[grid if grid > 1 else layer.name].append(layer)
+    return list(blocks.values())
+
+
+def draw_blocks(model, path):
+    """Draw what `model` consists of, from left to right, into the PNG file `path`.
+
+    Layers with weights and the same grid are one block, as high as the grid is large; the layers
+    after the grids stand alone.
+    """
+    with drawing(path, "The model: blocks of layers", figsize=(16, 6)) as figure:
+        blocks = find_blocks(model)
+        axis = figure.add_subplot()
+        axis.set(xlim=(-0.6, len(blocks) + 0.6), ylim=(-2.4, 5))
+        axis.axis("off")
+        size = model.input_shape[1]
+        shown = [(size, "tab:gray", f"image\n{size}×{size}\n{model.input_shape[3]} colours")]
+        for block in blocks:
+            kinds = Counter(type(layer).__name__ for layer in block)
+            kinds.pop("BatchNormalization", None)
+            kind, count = kinds.most_common(1)[0] if kinds else (type(block[0]).__name__, 1)
+            shape = block[-1].output.shape[1:]
+            weights = sum(layer.count_params() for layer in block)
+            trained = any(layer.trainable_weights for layer in block)
+            text = f"{count} × {kind}" if count > 1 else kind
+            text += f"\n{'×'.join(map(str, shape))}\n{weights:,}\nweights"
+            grid = shape[0] if len(shape) == 3 else 1
+            shown.append((grid, "tab:orange" if trained else "tab:blue", text))
+        for x, (grid, colour, text) in enumerate(shown):
+            height = 0.5 + 0.55 * math.log2(grid)
+            axis.bar(x, height, 0.6, 2.2 - height / 2, color=colour)
+            axis.text(x, -0.2, text, ha="center", va="top", fontsize=17)
+            if x:
+                axis.annotate(
+                    "", (x - 0.32, 2.2), (x - 0.68, 2.2), arrowprops={"width": 2, "color": "black"}
+                )
+        for colour, text in (("tab:blue", "frozen"), ("tab:orange", "trained")):
+            axis.bar(0, 0, color=colour, label=text)
+        axis.legend(loc="upper right", fontsize=20)
 
 
 # ----- Frozen layers, run once
@@ -1471,42 +1529,142 @@ def print_prediction(probabilities, label, class_names):
     print(f"予測: {class_names[predicted]}, 正解: {class_names[label[0]]}")
 
 
-def plot_history(history, directory, fine_tuning_from=None):
-    """Write Keras's `history`, a row for each epoch, into history.csv, and draw its curves."""
-    names = sorted(history)
-    epochs = range(1, len(history["loss"]) + 1)
-    lines = [",".join(["epoch", *names])]
-    lines += [
-        ",".join(map(str, row)) for row in zip(epochs, *map(history.get, names), strict=True)
-    ]
-    text = "\n".join([*lines, ""])
-    write_whole(directory / "history.csv", lambda part: part.write_text(text))
-    for name, label in (("loss", "loss"), ("accuracy", "acc")):
-        figure, axis = plt.subplots()
-        axis.plot(epochs, history[name], "r.-", label=f"training {label}")
-        axis.plot(epochs, history[f"val_{name}"], "b.-", label=f"validation {label}")
-        if fine_tuning_from:
-            axis.axvline(fine_tuning_from + 0.5, color="gray", ls="--", label="fine-tuning starts")
-        axis.set_xlabel("Epochs")
-        axis.set_ylabel(name.capitalize())
-        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
-        axis.legend()
-        write_whole(directory / f"{name}.png", figure.savefig)
+def plot_history(history, directory, fine_tuning_from=None, title=""):
+    """Write Keras's `history`, a dict, into `directory`: history.csv, loss.png and accuracy.png.
+
+    With `fine_tuning_from`, a number of epochs, a line marks where fine-tuning started. A metric
+    that not all epochs have is left out.
+    """
+    directory, count = Path(directory), len(history["loss"])
+    names = sorted(name for name in history if len(history[name]) == count)
+    epochs = range(1, count + 1)
+
+    def write(part):
+        with part.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["epoch", *names])
+            rows.writerows(zip(epochs, *(history[name] for name in names), strict=True))
+
+    write_whole(directory / "history.csv", write)
+    for name in ("loss", "accuracy"):
+        path = directory / f"{name}.png"
+        curves = {"training": name, "validation": f"val_{name}"}
+        curves = {label: history[key] for label, key in curves.items() if key in names}
+        if not curves:
+            delete_figure(path)
+            continue
+        with drawing(path, f"{name.capitalize()} after each epoch", title, (9, 6)) as figure:
+            axis = figure.add_subplot()
+            for (label, values), color in zip(curves.items(), "rb", strict=False):
+                axis.plot(epochs, values, f"{color}.-", lw=2, ms=10, label=f"{label} {name}")
+            fit_later_epochs(axis, curves.values())
+            if fine_tuning_from and fine_tuning_from < count:
+                axis.axvline(fine_tuning_from + 0.5, color="gray", ls="--", label="fine-tuning")
+            axis.set_xlabel("Epoch")
+            axis.set_ylabel(name.capitalize())
+            axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))
+            axis.grid(alpha=0.3)
+            axis.legend()
 
 
-def drawable(class_names):
-    """Return `class_names` as the fonts here can draw them, up to 24 characters; set the fonts."""
+def fit_later_epochs(axis, curves):
+    """Let no first epoch squash the rest of the `curves`: its value is written at the edge."""
+    later = [value for curve in curves for value in curve[1:] if math.isfinite(value)]
+    room = max(later, default=0) - min(later, default=0)
+    firsts = [(line, curve[0]) for line, curve in zip(axis.lines, curves, strict=True)]
+    low, high = min(later, default=0) - room, max(later, default=0) + room
+    outside = [(line, value) for line, value in firsts if not low <= value <= high]
+    if room == 0 or not outside:
+        return
+    axis.set_ylim(low + 0.9 * room, high - 0.9 * room)
+    for i, (line, value) in enumerate(outside):
+        above, color = value > high, line.get_color()
+        text = f"{'↑' if above else '↓'} {value:.3g}"
+        place = {"xy": (1, float(above)), "xycoords": axis.get_xaxis_transform()}
+        shift = {"xytext": (0, 4 + 20 * i), "textcoords": "offset points"}
+        axis.annotate(text, **place, **shift, color=color, ha="center")
+
+
+@contextlib.contextmanager
+def drawing(path, heading, title="", figsize=(16, 9)):
+    """Yield a new figure, which becomes the PNG file `path` at the end of the with block.
+
+    It looks the same whatever a user's matplotlibrc says. An error is a line, and ends nothing.
+    """
+    path = Path(path)
+    try:
+        with plt.style.context("default"):
+            plt.rcParams.update({"font.family": figure_fonts(), "font.size": 16})
+            try:
+                figure = plt.figure(figsize=figsize, layout="constrained")
+            except ImportError:  # the backend of a matplotlibrc that needs a screen
+                plt.switch_backend("agg")
+                figure = plt.figure(figsize=figsize, layout="constrained")
+            figure.suptitle(f"{heading} ({title})" if title else heading, parse_math=False)
+            yield figure
+            write_whole(path, figure.savefig)
+    except Exception as error:  # matplotlib's come from many libraries
+        print(f"{path} was not drawn: {first_line(error)}")
+
+
+def delete_figure(path):
+    """Delete the figure of a former run, if any, where this one has nothing to draw."""
+    with contextlib.suppress(OSError):
+        Path(path).unlink()
+
+
+def figure_fonts():
+    """Return the fonts of the figures: matplotlib's own, then those for Japanese."""
     installed = font_manager.get_font_names()
-    fonts = ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]
-    plt.rcParams["font.family"] = fonts
-    files = [font_manager.findfont(font) for font in fonts]
-    known = set().union(*(font_manager.get_font(file).get_charmap() for file in files))
-    result = []
-    for i, name in enumerate(class_names):
-        text = "".join(character for character in name if ord(character) in known)
-        text = (name if text == name else text.strip(" ()"))[:24]
-        result.append(f"class {i}" if not text or text in result else text)
-    return result
+    return ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]
+
+
+def drawable(texts, width=24):
+    """Return `texts` without what the fonts here cannot draw, up to `width` letters wide."""
+    known = font_characters()
+    if not {ord(character) for text in texts for character in text} <= known:
+        find_new_fonts()
+        known = font_characters()
+    kept = []
+    for text in texts:
+        rest = "".join(character for character in text if ord(character) in known)
+        rest = rest if rest == text else rest.strip(" ()")  # as of 飛行機 (airplane)
+        kept.append(shorten(rest, width))
+    return kept
+
+
+def drawable_names(class_names):
+    """Return a name for each class that can be drawn: all differ, and none is empty."""
+    names, taken = [], set(class_names)
+    for i, (name, text) in enumerate(zip(class_names, drawable(class_names), strict=True)):
+        if text != name and (not text or text in taken):
+            text = f"class {i}"
+            while text in taken:  # another class may have this very name
+                text += "*"
+        taken.add(text)
+        names.append(text)
+    return names
+
+
+def font_characters():
+    """Return the codes of all characters that the fonts of the figures have."""
+    files = [font_manager.findfont(font) for font in figure_fonts()]
+    return set().union(*(font_manager.get_font(file).get_charmap() for file in files))
+
+
+def find_new_fonts():
+    """Make known to matplotlib which fonts were installed after it made its list."""
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for file in set(font_manager.findSystemFonts()) - known:
+        with contextlib.suppress(Exception):  # one that matplotlib cannot read
+            font_manager.fontManager.addfont(file)
+
+
+def shorten(text, width):
+    """Return the beginning of `text` that is up to `width` wide; Japanese characters are two."""
+    widths = (1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+    fits = sum(total <= width for total in itertools.accumulate(widths))
+    return text if fits == len(text) else f"{text[: fits - 1]}…"
 
 
 def likeliest(probabilities, class_names):
@@ -1514,28 +1672,28 @@ def likeliest(probabilities, class_names):
     return [f"{class_names[i]} {probabilities[i]:.1%}" for i in np.argsort(-probabilities)[:3]]
 
 
-def explain(model, images, classes, mirror):
+def explain(model, images, classes, mirror=False):
     """Return how much each pixel of `images` spoke for its class in `classes`: (n, height, width).
 
     From 0, not at all or against it, to 1, most of all. It is HiResCAM, the product of activations
-    and gradients, summed up in eight by eight fields, in the deepest layer of VGG16 before the
-    last block that has as many; with `mirror`, the sum over the images and their mirror images.
-    Grad-CAM's mean of the gradients over all places would mix up what a head tells apart that
-    comes after Flatten.
+    and gradients, summed up in eight by eight fields, where split_at_grid() cuts the model; with
+    `mirror`, the sum over the images and their mirror images. The model ends in a Dense layer with
+    softmax. Grad-CAM's mean of the gradients over all places would mix up what a head tells apart
+    that comes after Flatten.
     Source: Draelos & Carin, https://arxiv.org/abs/2011.08891
     """
-    convolutions = [layer for layer in model.layers if re.match("block[1-4]_conv", layer.name)]
-    layer = [one for one in convolutions if one.output.shape[1] >= 8][-1]
-    head, maps = model.layers[-1], 0
-    inner = keras.Model(model.input, [layer.output, head.input])
+    to_grid, from_grid = split_at_grid(model)
+    last, maps = model.layers[-1], 0
     for step in (1, -1) if mirror else (1,):  # along the rows: as they are, mirrored
         parts = []
         for first in range(0, len(images), 5):  # few at once, as these outputs are large
+            view = images[first : first + 5, :, ::step]
+            activations = to_grid(view, training=False)
             with tf.GradientTape() as tape:
-                view = images[first : first + 5, :, ::step]
-                activations, features = inner(view, training=False)
+                tape.watch(activations)
+                features = tf.cast(from_grid(activations, training=False), "float32")
                 # The logits, as a certain answer's probability has no gradients
-                logits = tf.cast(features, "float32") @ head.kernel + head.bias
+                logits = features @ last.kernel + last.bias
                 score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
             gradients = tape.gradient(score, activations)
             products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
@@ -1546,6 +1704,20 @@ def explain(model, images, classes, mirror):
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-30)
 
 
+def split_at_grid(model):
+    """Return two parts of `model`: up to its last grid of eight by eight or more, and from there.
+
+    The second ends where the last layer begins. Without such a grid, it is the largest one.
+    """
+    grids = [layer for layer in model.layers[1:-1] if len(layer.output.shape) == 4]
+    grids.sort(key=lambda layer: min(8, *layer.output.shape[1:3]))  # the others stay in order
+    for layer in reversed(grids):
+        with contextlib.suppress(ValueError):  # within a branch, which does not carry everything
+            from_grid = keras.Model(layer.output, model.layers[-1].input)
+            return keras.Model(model.input, layer.output), from_grid
+    raise ValueError("the model has no layer whose output is a grid")
+
+
 def overlay(images, maps):
     """Return `images` with what `explain` returned as `maps` in colours on them, uint8 RGB."""
     weights = 0.7 * maps[..., None]
@@ -1553,76 +1725,109 @@ def overlay(images, maps):
     return ((1 - weights) * images + weights * colours).astype("uint8")
 
 
-def plot_mistakes(model, images, probabilities, class_names, path, labels, mirror, title=""):
-    """Draw the ten images of which `model` was surest and wrong, and where it looked."""
-    sure, predicted = probabilities.max(axis=1), np.argmax(probabilities, axis=1)
-    wrong = np.flatnonzero(predicted != labels[:, 0])
-    wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:10]
-    if len(wrong) == 0:
-        with contextlib.suppress(OSError):  # that of a former run, if any
-            path.unlink()
+def highlight(model, images, classes, mirror=False):
+    """Return `images` with colours where `model` looked for their `classes`, uint8 RGB."""
+    return overlay(images, explain(model, images, classes, mirror))
+
+
+def plot_mistakes(model, images, probabilities, class_names, path, labels, title="", mirror=False):
+    """Draw the six images of which `model` was surest and wrong, and where it looked."""
+    sure, wrong = probabilities.max(axis=1), np.argmax(probabilities, axis=1) != np.ravel(labels)
+    chosen = np.argsort(np.where(wrong, -sure, 0), kind="stable")[: min(6, wrong.sum())]
+    if len(chosen) == 0:
+        delete_figure(path)
         return
-    images, probabilities = images[wrong], probabilities[wrong]
-    looks = overlay(images, explain(model, images, predicted[wrong], mirror))
-    plot_predictions(images, probabilities, class_names, path, labels[wrong], title, looks)
+    names = drawable_names(class_names)
+    captions = [f"true: {names[label]}" for label in np.ravel(labels)[chosen]]
+    images, probabilities = images[chosen], probabilities[chosen]
+    title = f"its surest mistakes, {title}" if title else "its surest mistakes"
+    plot_pairs(model, images, probabilities, class_names, path, captions, title, mirror)
 
 
-def plot_predictions(images, probabilities, class_names, path, labels=None, title="", looks=None):
-    """Draw up to 25 images with their three likeliest classes into the PNG file `path`.
+def plot_pairs(model, images, probabilities, class_names, path, captions, title="", mirror=False):
+    """Draw images, and beside each where `model` looked for its answer, into the PNG file `path`.
 
-    With `labels` (n, 1), the likeliest one is written alone, and the true one if it differs. With
-    `looks`, images from overlay(), each stands at the right of its image.
+    Above each pair is its caption, below it are the three likeliest classes.
     """
-    count, across = min(len(images), 25), 1 if looks is None else 2
-    columns = min(count, 5)
-    rows = math.ceil(count / columns)
-    size = (2.4 * columns * across, 2.5 * rows)
-    figure, axes = plt.subplots(
-        rows, columns * across, figsize=size, squeeze=False, layout="constrained"
-    )
-    figure.suptitle(title)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, (axis, *beside) in enumerate(axes.reshape(-1, across)[:count]):
-        caption, color = "\n".join(likeliest(probabilities[i], class_names)), "black"
-        if labels is not None:
-            predicted, true = np.argmax(probabilities[i]), labels[i, 0]
-            caption = f"✓ {class_names[predicted]}"
-            if predicted != true:
-                color = "red"
-                sure = "" if looks is None else f" {probabilities[i, predicted]:.0%}"
-                caption = f"✗ {class_names[predicted]}{sure}\ntrue: {class_names[true]}"
-        axis.imshow(images[i])
-        for right in beside:
-            right.imshow(looks[i])
-        side = "center" if looks is None else "left"  # there is room above the second image
-        axis.set_title(caption, loc=side, color=color, fontsize=14, parse_math=False)
-    write_whole(path, figure.savefig)
+    columns = min(len(images), 3)
+    rows = math.ceil(len(images) / columns)
+    size = (5.4 * columns, 0.9 + 4.2 * rows)
+    with drawing(path, "What the model said, and where it looked", title, size) as figure:
+        names = drawable_names(class_names)
+        looks = highlight(model, images, np.argmax(probabilities, axis=1), mirror)
+        cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.1, hspace=0.1).flat
+        captions = drawable(captions, width=34)
+        for i, (cell, caption) in enumerate(zip(cells, captions, strict=False)):
+            axes = cell.subplot_mosaic(
+                [["image", "look"], ["bars", "bars"]], height_ratios=(3, 1.6)
+            )
+            for axis in axes.values():
+                axis.axis("off")
+            axes["image"].imshow(images[i])
+            axes["look"].imshow(looks[i])
+            draw_bars(axes["bars"], probabilities[i], names)
+            cell.suptitle(caption, fontsize=20, weight="bold", parse_math=False)
+        figure.supxlabel("red: spoke for the answer; no colour: did not")
+
+
+def draw_bars(axis, probabilities, names):
+    """Draw the three likeliest classes as bars, with their names and percentages on them."""
+    best = np.argsort(-probabilities)[:3]
+    axis.set(xlim=(0, 1.2), ylim=(2.5, -0.5))  # the first one above
+    axis.barh(range(len(best)), probabilities[best], 0.9, color="lightskyblue")
+    for place, i in enumerate(best):
+        axis.text(0.01, place, names[i], va="center", size=20, parse_math=False)
+        axis.text(1.2, place, f"{probabilities[i]:.0%}", va="center", ha="right", size=20)
+
+
+def plot_predictions(images, probabilities, class_names, path, labels, title=""):
+    """Draw up to 25 images, each with the predicted class, and the true one if it differs."""
+    images, labels = images[:25], np.ravel(labels)
+    columns = min(len(images), 5)
+    rows = math.ceil(len(images) / columns)
+    size = (3.2 * columns, 0.6 + 2.9 * rows)
+    with drawing(path, "Test images: what the model said", title, size) as figure:
+        names = drawable_names(class_names)
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for axis in axes:
+            axis.axis("off")
+        for i, axis in enumerate(axes[: len(images)]):
+            predicted, label = np.argmax(probabilities[i]), labels[i]
+            caption, color = f"✓ {names[predicted]}", "black"
+            if predicted != label:
+                caption, color = f"✗ {names[predicted]}\ntrue: {names[label]}", "red"
+            axis.imshow(images[i])
+            axis.set_title(caption, color=color, fontsize=16, parse_math=False)
 
 
 def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
     """Draw how many images of each class (row) were taken for which class (column) into `path`.
 
-    At the right is the recall: the share of a class's images that were recognised.
+    The colours are shares of the row. At the right is the recall: the share of a class's images
+    that were recognised.
     """
     count = len(class_names)
-    counts = tf.math.confusion_matrix(labels[:, 0], np.argmax(probabilities, 1), count).numpy()
-    side = 2.5 + 0.7 * min(count, 30)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    axis.imshow(counts, cmap="Blues", vmin=0)
-    for (row, column), number in np.ndenumerate(counts) if count <= 30 else ():
-        color = "white" if number > counts.max() / 2 else "black"
-        axis.text(column, row, number, ha="center", va="center", color=color, fontsize=12)
-    for row, total in enumerate(counts.sum(axis=1)):
-        share = f"{counts[row, row] / total:.0%}" if total else "-"
-        axis.text(count - 0.3, row, share, va="center", fontsize=12)
-    axis.text(count - 0.3, -0.55, "recall", va="bottom")
-    axis.set_xticks(range(count), class_names, rotation=45, ha="right", parse_math=False)
-    axis.set_yticks(range(count), class_names, parse_math=False)
-    axis.set_xlabel("Predicted class")
-    axis.set_ylabel("True class")
-    axis.set_title(title)
-    write_whole(path, figure.savefig)
+    counts = tf.math.confusion_matrix(np.ravel(labels), np.argmax(probabilities, 1), count).numpy()
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    side = 3 + 0.75 * min(count, 20)
+    with drawing(path, "Which class was taken for which", title, (side + 1.5, side)) as figure:
+        axis = figure.add_subplot()
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.set_xlabel("Predicted class")
+        axis.set_ylabel("True class")
+        if count > 60:  # no room for names
+            return
+        names, size = drawable_names(class_names), min(16, 800 / count)
+        axis.set_xticks(range(count), names, rotation=45, ha="right", size=size, parse_math=False)
+        axis.set_yticks(range(count), names, size=size, parse_math=False)
+        axis.text(count - 0.3, -0.55, "recall", va="bottom")
+        for row, total in enumerate(totals[:, 0]):
+            share = f"{shares[row, row]:.0%}" if total else "-"
+            axis.text(count - 0.3, row, share, va="center", size=size)
+        for (row, column), number in np.ndenumerate(counts) if count <= 30 else ():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, number or "", ha="center", va="center", color=color, size=size)
 
 
 def show_figures():

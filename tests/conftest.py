@@ -42,6 +42,7 @@ WRITTEN = {  # by a whole run
     "mistakes.png",
     "predictions.png",
     "transfer_learning_vgg16_cifar10.png",
+    "transfer_learning_vgg16_cifar10_blocks.png",
     "flatten.features",
     "vgg16_cifar10.keras",
 }

@@ -265,6 +265,55 @@ def test_maps_of_every_size_and_precision(size, precision):
     assert (maps.std(axis=(1, 2)) > 0).all()
 
 
+BASES = ["VGG16", "ResNet50V2", "MobileNetV2", "EfficientNetV2B0"]
+
+
+@pytest.mark.parametrize(
+    ("size", "precision"),
+    [(32, "float32"), (64, "float32"), (128, "float32"), (64, "mixed_bfloat16")],
+)
+@pytest.mark.parametrize("base", BASES)
+def test_maps_of_other_bases_and_heads(base, size, precision):
+    """The two parts that a map is made of are together the model, and its numbers spread."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(precision)
+    try:
+        inputs = keras.Input((size, size, 3))
+        x = layers.RandomFlip()(inputs)
+        x = getattr(keras.applications, base)(
+            include_top=False, weights=None, input_tensor=x
+        ).output
+        x = layers.BatchNormalization()(layers.GlobalAveragePooling2D()(x))
+        x = layers.Dropout(0.5)(layers.Dense(64, activation="relu")(x))
+        x = layers.Dense(32, activation="relu")(x)
+        model = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), "uint8")
+    to_grid, from_grid = transfer_vgg16.split_at_grid(model)
+    assert min(to_grid.output.shape[1:3]) >= 8
+    features = from_grid(to_grid(images, training=False), training=False)
+    logits = np.array(features, "float32") @ model.layers[-1].kernel + model.layers[-1].bias
+    probabilities = model.predict(images, verbose=0).astype("float32")
+    tolerance = 1e-5 if precision == "float32" else 0.02
+    np.testing.assert_allclose(softmax(np.array(logits)), probabilities, atol=tolerance)
+    maps = transfer_vgg16.explain(model, images, np.array([0, 1, 2]))
+    assert maps.shape == (3, size, size)
+    assert np.isfinite(maps).all()
+    assert (maps.std(axis=(1, 2)) > 0).all()
+
+
+def test_maps_of_a_grid_smaller_than_eight():
+    """There is none of eight by eight: the largest one is taken, which is the first here."""
+    inputs = keras.Input((20, 20, 3))
+    x = keras.layers.Conv2D(4, 3, strides=4, name="five")(inputs)
+    x = keras.layers.Conv2D(4, 3, name="three")(x)
+    outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(x))
+    to_grid, _ = transfer_vgg16.split_at_grid(keras.Model(inputs, outputs))
+    assert to_grid.layers[-1].name == "five"
+
+
 def test_maps_are_of_the_class_that_is_asked_for(finished, subset):
     model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
     with np.load(subset) as file:
@@ -285,24 +334,58 @@ def test_colours_lie_where_the_map_is():
 
 
 def test_mistakes_are_the_surest_wrong_answers(finished, subset, tmp_path, monkeypatch):
-    """Surest first, ten at most, with the class that was taken for it and its map."""
+    """Surest first, six at most, each with its true class."""
     model, notes = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
     with np.load(subset) as file:
         x, y = file["x_test"], file["y_test"]
     probabilities = model.predict(x, verbose=0)
     drawn = {}
-    monkeypatch.setattr(
-        transfer_vgg16, "plot_predictions", lambda *args: drawn.update(enumerate(args))
-    )
-    names, path = transfer_vgg16.drawable(notes["class_names"]), tmp_path / "mistakes.png"
-    transfer_vgg16.plot_mistakes(model, x, probabilities, names, path, y, "", False)
+    monkeypatch.setattr(transfer_vgg16, "plot_pairs", lambda *args: drawn.update(enumerate(args)))
+    names, path = notes["class_names"], tmp_path / "mistakes.png"
+    transfer_vgg16.plot_mistakes(model, x, probabilities, names, path, y)
     wrong = [i for i in range(len(x)) if probabilities[i].argmax() != y[i, 0]]
-    wrong = sorted(wrong, key=lambda i: -probabilities[i].max())[:10]
-    assert len(drawn[0]) == min(10, len(wrong))
-    np.testing.assert_array_equal(drawn[0], x[wrong])
-    np.testing.assert_array_equal(drawn[4], y[wrong])
-    maps = transfer_vgg16.explain(model, x[wrong], probabilities[wrong].argmax(axis=1), False)
-    np.testing.assert_array_equal(drawn[6], transfer_vgg16.overlay(x[wrong], maps))
+    wrong = sorted(wrong, key=lambda i: -probabilities[i].max())[:6]
+    np.testing.assert_array_equal(drawn[1], x[wrong])
+    np.testing.assert_array_equal(drawn[2], probabilities[wrong])
+    shown = transfer_vgg16.drawable_names(names)
+    assert drawn[5] == [f"true: {shown[y[i, 0]]}" for i in wrong]
+
+
+def test_pairs_show_the_picture_where_it_looked_and_three_bars(finished, subset, tmp_path):
+    model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
+    with np.load(subset) as file:
+        images = file["x_test"][:4]
+    probabilities = np.full((4, 10), 0.01)
+    probabilities[:, [7, 2, 5]] = 0.6, 0.23, 0.1
+    names = [f"name {i}" for i in range(10)]
+    captions = ["a.png", "$b$.png", "c" * 80, ""]
+    path = str(tmp_path / "pairs.png")
+    transfer_vgg16.plot_pairs(model, images, probabilities, names, path, captions)
+    figure = transfer_vgg16.plt.gcf()
+    looks = transfer_vgg16.highlight(model, images, np.full(4, 7))
+    for i, cell in enumerate(figure.subfigs[:4]):
+        image, look, bars = cell.axes
+        np.testing.assert_array_equal(image.get_images()[0].get_array(), images[i])
+        np.testing.assert_array_equal(look.get_images()[0].get_array(), looks[i])
+        assert [bar.get_width() for bar in bars.patches] == [0.6, 0.23, 0.1]
+        texts = [text.get_text() for text in bars.texts]
+        assert texts == ["name 7", "60%", "name 2", "23%", "name 5", "10%"]
+    assert [cell.get_suptitle() for cell in figure.subfigs[:2]] == captions[:2]
+    assert len(figure.subfigs[2].get_suptitle()) <= 34
+    assert np.asarray(Image.open(path).convert("L")).std() > 10
+    transfer_vgg16.plt.close("all")
+
+
+def test_map_that_fails_is_a_line(tmp_path, capsys):
+    """A model of another kind, which has no grid: the run goes on."""
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(inputs))
+    images, path = np.zeros((1, 32, 32, 3), "uint8"), tmp_path / "mistakes.png"
+    model = keras.Model(inputs, outputs)
+    transfer_vgg16.plot_mistakes(model, images, np.eye(2)[:1], ["a", "b"], path, [1])
+    assert capsys.readouterr().out == (
+        f"{path} was not drawn: the model has no layer whose output is a grid\n"
+    )
 
 
 def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):
@@ -311,6 +394,6 @@ def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):
     x, y = np.zeros((3, 32, 32, 3), "uint8"), np.arange(3)[:, None]
     names = notes["class_names"]
     path = tmp_path / "mistakes.png"
-    transfer_vgg16.plot_mistakes(model, x, np.eye(10)[:3], names, path, y, "", False)
+    transfer_vgg16.plot_mistakes(model, x, np.eye(10)[:3], names, path, y)
     assert not path.exists()
     assert capsys.readouterr().out == ""  # the article's last line stays the last one

@@ -160,7 +160,6 @@ def check_schedule(schedule, peak):
 
 
 def test_rate_warms_up_and_decays():
-    transfer_vgg16.import_libraries()
     check_schedule(transfer_vgg16.warm_up_and_decay(3e-5, 10), 3e-5)
     schedule = transfer_vgg16.warm_up_and_decay(1.0, 100)
     rates = [float(schedule(step)) for step in range(101)]

@@ -9,7 +9,15 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import PREDICT, TRANSFER, call, check_error, read_result, save_model
+from conftest import (
+    PREDICT,
+    TRANSFER,
+    call,
+    check_error,
+    read_result,
+    run_program,
+    save_model,
+)
 from PIL import Image
 
 import predict_saved
@@ -312,27 +320,33 @@ def test_model_of_the_article_s_own_code(files, tmp_path):
 # ----- the pictures that the training draws
 
 
+@pytest.fixture
+def plt():
+    yield transfer_vgg16.plt
+    transfer_vgg16.plt.close("all")
+
+
 @pytest.mark.pictures
-def test_confusion_matrix_and_predictions_say_what_was_predicted(tmp_path):
-    plt = transfer_vgg16.plt
+def test_confusion_matrix_and_predictions_say_what_was_predicted(plt, tmp_path):
     names = ["cat", "$_$", "frog"]
     labels = np.array([0, 0, 0, 0, 1, 1])[:, None]
     probabilities = np.eye(3)[[0, 0, 1, 2, 1, 1]]
     path = tmp_path / "matrix.png"
     transfer_vgg16.plot_confusion_matrix(probabilities, labels, names, path, "title")
     axis = plt.gca()
-    texts = [text.get_text() for text in axis.texts]
-    assert texts[:9] == ["2", "1", "1", "0", "2", "0", "0", "0", "0"]
-    assert texts[9:] == ["50%", "100%", "-", "recall"]
+    assert [text.get_text() for text in axis.texts[:4]] == ["recall", "50%", "100%", "-"]
+    assert [text.get_text() for text in axis.texts[4:]] == [*"211", "", "2", *[""] * 4]
+    shares = axis.get_images()[0].get_array()
+    np.testing.assert_array_equal(shares, [[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 0]])
     assert [text.get_text() for text in axis.get_xticklabels()] == names
     assert [text.get_text() for text in axis.get_yticklabels()] == names
     assert axis.get_ylabel() == "True class"
-    assert axis.get_title() == "title"
+    assert plt.gcf().get_suptitle() == "Which class was taken for which (title)"
     assert np.asarray(Image.open(path).convert("L")).std() > 10
 
     images = np.zeros((6, 32, 32, 3), np.uint8)
     path = tmp_path / "grid.png"
-    transfer_vgg16.plot_predictions(images, probabilities, names, path, labels, "title")
+    transfer_vgg16.plot_predictions(images, probabilities, names, path, labels)
     titles = [axis.title for axis in plt.gcf().axes if axis.get_title()]
     assert [title.get_text() for title in titles] == [
         "✓ cat",
@@ -345,7 +359,182 @@ def test_confusion_matrix_and_predictions_say_what_was_predicted(tmp_path):
     colors = [title.get_color() for title in titles]
     assert colors == ["black", "black", "red", "red", "black", "black"]
     assert np.asarray(Image.open(path).convert("L")).std() > 10
-    plt.close("all")
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("count", [2, 40, 300])
+def test_labels_of_a_confusion_matrix_do_not_overlap(count, plt, tmp_path):
+    """From 60 classes on there are no names, and the picture does not grow."""
+    path = tmp_path / "matrix.png"
+    names = [f"class {i}" for i in range(count)]
+    transfer_vgg16.plot_confusion_matrix(np.eye(count), np.arange(count), names, path)
+    assert max(Image.open(path).size) <= 2000
+    renderer, axis = plt.gcf().canvas.get_renderer(), plt.gca()
+    boxes = [text.get_window_extent(renderer) for text in axis.get_yticklabels()]
+    assert len(boxes) == count or (count > 60 and len(boxes) < 20)
+    tops = sorted((box.y0, box.y1) for box in boxes)
+    assert all(one[1] <= other[0] for one, other in zip(tops, tops[1:], strict=False))
+
+
+@pytest.mark.pictures
+def test_history_with_any_metrics(plt, tmp_path):
+    """No accuracy, no figure of it; a metric of some epochs only has no place in a row."""
+    (tmp_path / "accuracy.png").write_text("of a former run")
+    history = {"loss": [2.0, 1.0], "auc, micro": [0.5, 0.75], "val_loss": [3.0, 2.5], "late": [1]}
+    transfer_vgg16.plot_history(history, str(tmp_path))
+    assert (tmp_path / "history.csv").read_bytes() == (
+        b'epoch,"auc, micro",loss,val_loss\n1,0.5,2.0,3.0\n2,0.75,1.0,2.5\n'
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"history.csv", "loss.png"}
+    assert [list(line.get_ydata()) for line in plt.gca().lines] == [[2.0, 1.0], [3.0, 2.5]]
+    transfer_vgg16.plot_history({"loss": [1.5], "accuracy": [0.5]}, tmp_path, title="demo")
+    assert plt.gcf().get_suptitle() == "Accuracy after each epoch (demo)"
+
+
+@pytest.mark.pictures
+def test_first_epoch_does_not_squash_the_others(plt, tmp_path):
+    """Its values stand at the edge, and the axis fits the rest; where they fit, all is seen."""
+    history = {"loss": [90, 3.0, 2.0, 1.0], "val_loss": [40, 3.5, 3.0, 2.5]}
+    history |= {"accuracy": [0.5, 0.6, 0.7, 0.8], "val_accuracy": [0.1, 0.6, 0.65, 0.7]}
+    transfer_vgg16.plot_history(history, tmp_path, fine_tuning_from=2)
+    loss, accuracy = (plt.figure(number).axes[0] for number in plt.get_fignums())
+    assert [text.get_text() for text in loss.texts] == ["↑ 90", "↑ 40"]
+    low, high = loss.get_ylim()
+    assert 0.5 < low < 1
+    assert 3.5 < high < 4
+    assert [text.get_text() for text in accuracy.texts] == ["↓ 0.1"]
+    assert list(loss.lines[2].get_xdata()) == [2.5, 2.5]
+    gentle = {"loss": [3.0, 2.0, 1.5, 1.0]}
+    transfer_vgg16.plot_history(gentle, tmp_path)
+    assert list(plt.gca().texts) == []
+    assert plt.gca().get_ylim()[1] > 3
+
+
+def draw_some(directory):
+    """Draw figures of each kind that needs no model."""
+    names, labels = ["cat", "dog"], np.array([[0], [1]])
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    transfer_vgg16.plot_history({"loss": [2.0, 1.0]}, directory)
+    path = directory / "matrix.png"
+    transfer_vgg16.plot_confusion_matrix(np.eye(2), labels, names, path)
+    path = directory / "predictions.png"
+    transfer_vgg16.plot_predictions(images, np.eye(2), names, path, labels)
+    return {path.name: path.read_bytes() for path in directory.glob("*.png")}
+
+
+@pytest.mark.pictures
+def test_figures_do_not_depend_on_the_user_s_settings(plt, tmp_path):
+    expected = draw_some(tmp_path)
+    settings = {
+        "text.usetex": True,
+        "font.size": 50,
+        "font.family": "no such font",
+        "savefig.dpi": 30,
+        "figure.facecolor": "black",
+        "image.interpolation": "bicubic",
+    }
+    with plt.rc_context(settings):
+        assert draw_some(tmp_path) == expected
+        assert {name: plt.rcParams[name] for name in settings} == settings | {
+            "font.family": ["no such font"]
+        }
+
+
+@pytest.mark.slow
+def test_backend_that_needs_a_screen(tmp_path):
+    """A matplotlibrc asks for windows, and there is no screen: the figures are drawn."""
+    (tmp_path / "matplotlibrc").write_text("backend: TkAgg\n")
+    program = """
+        from pathlib import Path
+
+        import transfer_vgg16
+
+            transfer_vgg16.plot_history({"loss": [2.0, 1.0]}, Path())
+        transfer_vgg16.show_figures()
+    """
+    stdout, stderr = run_program(program, cwd=tmp_path, MATPLOTLIBRC=str(tmp_path))
+    assert (stdout, stderr) == ("", "")
+    assert Image.open(tmp_path / "loss.png").size == (900, 600)
+
+
+@pytest.mark.pictures
+def test_figure_that_fails_is_a_line(plt, tmp_path, capsys):
+    """Whatever the error: here, labels beyond the classes."""
+    names, path = ["cat"], tmp_path / "predictions.png"
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    transfer_vgg16.plot_predictions(images, np.eye(1), names, path, [3])
+    assert capsys.readouterr().out == f"{path} was not drawn: list index out of range\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat", "𓀀"], ["cat", "class 1"]),
+        (["class 1", "𓀀", "𓀁"], ["class 1", "class 1*", "class 2"]),
+        (["𓀀", "class 0", "𓀀 (a)"], ["class 0*", "class 0", "a"]),
+        (["a" * 30 + "x", "a" * 30 + "y"], ["a" * 23 + "…", "class 1"]),
+        (["(a)", "$a_b$"], ["(a)", "$a_b$"]),
+    ],
+)
+def test_names_in_figures_differ_and_can_be_drawn(names, expected):
+    assert transfer_vgg16.drawable_names(names) == expected
+    assert transfer_vgg16.drawable_names(expected) == expected
+
+
+def test_fonts_that_were_installed_later(monkeypatch):
+    """matplotlib's list is older than a font: it is found once a name needs it."""
+    manager = transfer_vgg16.font_manager.fontManager
+    files = {font.fname for font in manager.ttflist if font.name in transfer_vgg16.CJK_FONTS}
+    if not files:
+        pytest.skip("no Japanese font is installed")
+    older = [font for font in manager.ttflist if font.fname not in files]
+    monkeypatch.setattr(manager, "ttflist", older)
+    assert transfer_vgg16.figure_fonts() == ["DejaVu Sans"]
+    assert transfer_vgg16.drawable_names(["cat"]) == ["cat"]
+    assert transfer_vgg16.figure_fonts() == ["DejaVu Sans"]
+    assert transfer_vgg16.drawable_names(["猫 (cat)"]) == ["猫 (cat)"]
+    assert len(transfer_vgg16.figure_fonts()) > 1
+
+
+@pytest.mark.pictures
+def test_blocks_of_a_model_are_drawn_from_it(plt, tmp_path):
+    """Layers of the same grid are one block; the head's stand alone; the colour is `trainable`."""
+    inputs = keras.Input((64, 64, 3))
+    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=inputs)
+    base.trainable = False
+    base.get_layer("block5_conv3").trainable = True
+    x = keras.layers.GlobalAveragePooling2D()(base.output)
+    x = keras.layers.Dense(7, activation="softmax")(keras.layers.BatchNormalization()(x))
+    transfer_vgg16.draw_blocks(keras.Model(inputs, x), tmp_path / "blocks.png")
+    axis = plt.gca()
+    texts = [text.get_text().split("\n")[:2] for text in axis.texts if text.get_text()]
+    assert texts == [
+        ["image", "64×64"],
+        ["2 × Conv2D", "64×64×64"],
+        ["2 × Conv2D", "32×32×128"],
+        ["3 × Conv2D", "16×16×256"],
+        ["3 × Conv2D", "8×8×512"],
+        ["3 × Conv2D", "4×4×512"],
+        ["BatchNormalization", "512"],
+        ["Dense", "7"],
+    ]
+    colors = [bar.get_facecolor() for bar in axis.patches]
+    assert colors[1] == colors[4] != colors[5] == colors[7]
+    width, height = Image.open(tmp_path / "blocks.png").size
+    assert width > 2 * height
+
+
+@pytest.mark.parametrize("base", ["ResNet50V2", "MobileNetV2", "EfficientNetV2B0", "DenseNet121"])
+def test_blocks_of_other_models(base):
+    """Each grid is one block, whatever 1 x 1 layers a network has in between."""
+    model = getattr(keras.applications, base)(
+        include_top=False, weights=None, input_shape=(64, 64, 3)
+    )
+    blocks = transfer_vgg16.find_blocks(model)
+    assert 5 <= len(blocks) <= 6
+    counted = sum(layer.count_params() for block in blocks for layer in block)
+    assert counted == model.count_params()
 
 
 @pytest.mark.pictures
