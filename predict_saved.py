@@ -163,8 +163,7 @@ def read_notes(path):
             if f"{name}.json" in archive.namelist():
                 notes[name] = json.loads(archive.read(f"{name}.json"))
     if notes["class_names"]:  # in an older model, as its directories' names were written
-        names = [transfer_vgg16.name_class(Path(name)) for name in notes["class_names"]]
-        notes["class_names"] = names
+        notes["class_names"] = list(map(transfer_vgg16.name_class, notes["class_names"]))
     return notes
 
 
@@ -183,23 +182,21 @@ def load_test_data(args, model, class_names):
     """
     fail, known = transfer_vgg16.fail, transfer_vgg16.name_some(class_names)
     if transfer_vgg16.has_photos(args):
+        where = transfer_vgg16.printable(args.data)
         parts, found = transfer_vgg16.find_photos(args.data, known=class_names)
         if unknown := [name for name in found if name not in class_names]:
             fail(
-                f"the model knows {known}, but {args.data} has "
-                f"{transfer_vgg16.name_some(unknown)}: give --data directories named like the "
-                "model's classes"
+                f"the model knows {known}, but {where} has {transfer_vgg16.name_some(unknown)}: "
+                "give --data directories named like the model's classes"
             )
         files = list(dict.fromkeys(sum(parts.values(), []))) if args.all else parts["test"]
         if not files:
-            fail(f"{args.data} has no photos to test with: --all takes all of them")
+            fail(f"{where} has no photos to test with: --all takes all of them")
         paths = [path for path, _ in files]
         labels = [[class_names.index(found[label])] for _, label in files]
         images, readable, _ = transfer_vgg16.read_photos(paths, model.input_shape[1])
         if len(images) == 0:
-            fail(
-                f"no photo of {args.data} to test with can be read: give --data another directory"
-            )
+            fail(f"no photo of {where} to test with can be read: give --data another directory")
         return images, transfer_vgg16.np.array(labels)[readable]
     if class_names != transfer_vgg16.CLASS_NAMES:
         fail(

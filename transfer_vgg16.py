@@ -633,9 +633,7 @@ def load_photos(directory, image_size, output_dir=None):
     if len(photos) * image_size**2 * 3 > free:
         fits = math.isqrt(free // (3 * len(photos)))
         way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
-        fail(
-            f"{len(photos):,} photos do not fit into the {free / 1e9:.1f} GB of free memory: {way}"
-        )
+        fail(f"{len(photos):,} photos do not fit into {free / 1e9:.1f} GB of free memory: {way}")
 
     images, readable, _ = read_photos([path for path, _, _ in photos], image_size)
     labels = np.array([label for _, label, _ in photos])[readable, None]
@@ -656,10 +654,10 @@ def find_photos(directory, output_dir=None, known=()):
     the class names of a model to evaluate, these may be small, and one is enough.
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
-    directory, where = Path(directory), printable(directory)
+    directory = Path(directory)
     pictures, searched, others = find_pictures(directory, output_dir)
     if not searched:
-        fail(f"{where} cannot be read: give --data another directory, or the right to read it")
+        fail(f"{printable(directory)} cannot be read: give --data one that you may read")
     below = {folder: [] for folder in searched}  # the pictures in it and in its subdirectories
     for path in pictures:
         for folder in path.parents:
@@ -667,50 +665,58 @@ def find_photos(directory, output_dir=None, known=()):
                 below[folder].append(path)
 
     found = find_parts(directory, below)
-    if not found["train"] and name_class(directory.resolve()) in known:
-        found["train"] = {name_class(directory.resolve()): directory}
+    own_class = name_class(directory.resolve().name)
+    if not found["train"] and own_class in known:
+        found["train"] = {own_class: directory}
     folders = {folder for classes in found.values() for folder in classes.values()}
     for path in searched:
         if not below[path] and below.get(path.parent) and folders.isdisjoint(path.parents):
             leave_aside([path], "no pictures in it")
-    numbers, photographs = hash_photos([path for folder in folders for path in below[folder]])
-    different = defaultdict(set)
-    for classes in found.values():
-        for name, folder in classes.items():
-            different[name].update(photographs[path] for path in below[folder])
-    small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
-    if small:
-        leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
-    class_names = sorted(different.keys() - small)
-    if len(class_names) < (1 if known else 2):
-        few = f", besides {len(small):,} with too few pictures" if small else ""
-        fail(
-            f"{where} needs a directory for each class, two or more, and has {len(class_names)} "
-            f"({', '.join(class_names) or 'none'}){few}: sort the photos into {where}/cat, "
-            f"{where}/dog and so on, ten or more of each class"
-        )
-
-    files = split_photos(found, below, numbers, photographs, class_names)
+    numbers = number_photos([path for folder in folders for path in below[folder]])
+    report_masks(numbers)
+    class_names = choose_classes(directory, found, below, numbers, known)
+    files = split_photos(found, below, numbers, class_names)
     used = len({file for photos in files.values() for file in photos})
     print(
-        f"{where}: {used:,} pictures in {len(class_names)} classes; not used are "
+        f"{printable(directory)}: {used:,} pictures in {len(class_names)} classes; not used are "
         f"{len(pictures) - used:,} other pictures and {others:,} other files"
     )
     print_counts(files, class_names)
     return files, class_names
 
 
+def choose_classes(directory, found, below, numbers, known):
+    """Return the names of the classes that have enough different pictures, or are in `known`.
+
+    Errors: status 2 for fewer than two classes; with `known`, for none.
+    """
+    different = defaultdict(set)
+    for classes in found.values():
+        for name, folder in classes.items():
+            different[name] |= {numbers[path] for path in below[folder]}
+    small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
+    if small:
+        leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
+    class_names = sorted(different.keys() - small)
+    if len(class_names) < (1 if known else 2):
+        where, few = printable(directory), f", besides {len(small):,} with too few pictures"
+        fail(
+            f"{where} needs a directory for each class, two or more, and has {len(class_names)} "
+            f"({', '.join(class_names) or 'none'}){few if small else ''}: sort the photos into "
+            f"{where}/cat, {where}/dog and so on, ten or more of each class"
+        )
+    return class_names
+
+
 def print_counts(files, class_names):
-    """Print how many photos each part has of the first ten classes, and of all others."""
-    rows = [(name, [label]) for label, name in enumerate(class_names[:10])]
-    if len(class_names) > 10:
-        more = range(10, len(class_names))
-        rows.append((f"({len(more):,} other classes)", more))
-    print("train  validation   test  class")
+    """Print how many photos of each class each part has, for the first ten classes."""
     counts = [Counter(label for _, label in files[part]) for part in PARTS]
-    for name, labels in rows:
-        train, validation, test = (sum(count[label] for label in labels) for count in counts)
+    print("train  validation   test  class")
+    for label, name in enumerate(class_names[:10]):
+        train, validation, test = (count[label] for count in counts)
         print(f"{train:5}  {validation:10}  {test:5}  {name}")
+    if len(class_names) > 10:
+        print(f"and {len(class_names) - 10:,} more classes")
 
 
 def find_pictures(directory, output_dir=None):
@@ -762,10 +768,13 @@ def is_of_system(folder):
 
 def find_obstacle(path):
     """Return why a file that may be a picture cannot serve as one, or None."""
-    attributes = 0
-    with contextlib.suppress(OSError, AttributeError):
-        attributes = path.stat().st_file_attributes  # which Windows has
-    if path.suffix.lower() == ".icloud" or attributes & 0x400000:  # it recalls on data access
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        if getattr(status, "st_file_attributes", 0) & 0x400000:  # Windows recalls it on access
+            return "only in the cloud: download them first"
+        if 0 < status.st_size < 300 and path.read_bytes().startswith(b"version https://git-lfs"):
+            return "only pointers: git lfs pull gets the files"
+    if path.suffix.lower() == ".icloud":
         return "only in the cloud: download them first"
     if re.search(RAW_FILE, path.name.lower()):  # in which Pillow sees a small TIFF
         return "a camera's raw files: export them as JPEG"
@@ -805,9 +814,9 @@ def printable(path):
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
 
 
-def name_class(path):
-    """Return the name of the class whose directory is `path`, the same for all that look alike."""
-    return unicodedata.normalize("NFC", printable(path.name)).strip()
+def name_class(name):
+    """Return the class that a directory's name is for, the same for names that look the same."""
+    return unicodedata.normalize("NFC", printable(name)).strip()
 
 
 def find_parts(directory, below):
@@ -874,14 +883,14 @@ def find_classes(folder, below):
     """
     classes = {}
     for path in skip_archives(look_into(folder, below), below):
-        twin = classes.setdefault(name_class(path), path)
+        twin = classes.setdefault(name_class(path.name), path)
         if twin != path:
             fail(
                 f"{printable(twin)} and {printable(path)} look the same, but are written in two "
                 "ways (é in one character or two, say): move the pictures of one into the other"
             )
     inside = {
-        name: {name_class(inner) for inner in look_into(path, below)}
+        name: {name_class(one.name) for one in look_into(path, below)}
         for name, path in classes.items()
     }
     for name, path in list(classes.items()):
@@ -898,11 +907,13 @@ def find_classes(folder, below):
         if len(inside[name] & classes.keys() - {name}) > 1:
             leave_aside([path], "a copy: it has the same directories in it")
             del classes[name]
-    shared = set.intersection(*inside.values()) if len(classes) > 1 else set()
-    if len(shared) > 1:
+    counts = Counter(name for names in inside.values() for name in names)
+    shared = sorted(name for name in counts if counts[name] > 1)
+    if shared and all(len(names) > 1 for names in inside.values()):
         print(
-            f"each class in {printable(folder)} has the directories {name_some(sorted(shared))}, "
-            "which are all used: move away what is no photo, such as masks"
+            f"the classes in {printable(folder)} have the same directories in them "
+            f"({name_some(shared)}), which are all used: if they hold masks, move them away; if "
+            "they are the classes, put them side by side"
         )
     return classes
 
@@ -910,39 +921,51 @@ def find_classes(folder, below):
 def skip_archives(folders, below):
     """Return the innermost of `folders` where each has a single one in it, else `folders`.
 
-    They come from several archives of one download, photos-001/photos/cat, photos-002/photos/dog:
-    one has a number, and the innermost have other names, without numbers (which may be years).
+    So do the archives of one download, photos-001/photos/cat and photos-002/photos/dog. Their
+    names end in numbers, those of the classes differ, and do not (room1/2019, room2/2020).
     """
     inner = [look_into(path, below) for path in folders]
     ends = [paths[0] for paths in inner if len(paths) == 1]
     if sum(len(below[path]) for path in ends) < sum(len(below[path]) for path in folders):
-        return folders
+        return folders  # as some have several in them, or pictures
+    distinct = len({name_class(path.name) for path in ends}) == len(ends)
     numbered = [
-        [bool(re.search(r"\d\)?$", path.name)) for path in paths] for paths in (folders, ends)
+        any(re.search(r"\d\)?$", path.name) for path in paths) for paths in (folders, ends)
     ]
-    distinct = len({name_class(path) for path in ends}) == len(ends)
-    return ends if distinct and any(numbered[0]) and not any(numbered[1]) else folders
+    return ends if distinct and numbered == [True, False] else folders
 
 
-def hash_photos(paths):
-    """Return a number for the bytes of each file, and one for its photograph: two {path: number}.
+def report_masks(paths):
+    """Print how many of `paths` are named like masks of others, as a_mask.png beside a.png."""
+    mask = re.compile(r"_mask(_\d+)?(?=\.\w+$)", re.IGNORECASE)
+    masks = [path for path in sorted(paths) if mask.search(path.name)]
+    masks = [path for path in masks if path.with_name(mask.sub("", path.name)) in paths]
+    if masks:
+        print(
+            f"{len(masks):,} pictures are named like masks of others (for example "
+            f"{printable(masks[0])}), and are used, too: move them away if that is what they are"
+        )
 
-    Files of one photograph, as DSC_1.HEIC, DSC_1.JPG and its edited copy DSC_1 (1).JPG, share the
-    highest of their numbers: another one that comes later does not take them out of training.
+
+def number_photos(paths):
+    """Return a number from 0 to below 1 for each file, which depends on its bytes: {path: number}.
+
+    Files of one photograph, such as DSC_1.HEIC, DSC_1.JPG and its edited copy DSC_1 (1).JPG, have
+    the highest of theirs in common: so another one does not take them out of training later.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         numbers = dict(zip(paths, pool.map(hash_number, paths), strict=True))
     highest = defaultdict(float)
     for path in paths:
         highest[find_original(path)] = max(highest[find_original(path)], numbers[path])
-    return numbers, {path: highest[find_original(path)] for path in paths}
+    return {path: highest[find_original(path)] for path in paths}
 
 
 def find_original(path):
     """Return where a file is and its name, without an extension and the usual marks of a copy."""
-    known = path.suffix.lower() in Image.registered_extensions()
-    name = (path.stem if known else path.name).lower()
-    name = re.sub(r"( ?\(1\)|[ _-]+(copy|edited)| - コピー)$", "", name)
+    is_ending = path.suffix.lower() in Image.registered_extensions()
+    name = (path.stem if is_ending else path.name).lower()
+    name = re.sub(r"( ?\(1\)|[ _-]+(copy|edited)| - コピー|\.rf\.\w+)$", "", name)  # Roboflow's
     return path.parent, re.sub(r"^img_e(?=\d)", "img_", name)  # an iPhone's IMG_E1234
 
 
@@ -955,11 +978,10 @@ def hash_number(path):
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def split_photos(found, below, numbers, photographs, class_names):
+def split_photos(found, below, numbers, class_names):
     """Return the photos of each part, {part: [(path, label)]}, in an order that mixes the classes.
 
-    `found` is what find_parts() returns, `numbers` and `photographs` are from hash_photos().
-    Pictures in several parts or classes are reported.
+    `found` is what find_parts() returns. Pictures in several parts or classes are reported.
     """
     missing = []  # where there is a validation part, it serves as the test, too
     if "validation" not in found:
@@ -968,12 +990,12 @@ def split_photos(found, below, numbers, photographs, class_names):
     for part, folders in found.items():
         for label, name in enumerate(class_names):
             paths = below[folders[name]] if name in folders else []
-            to_hold_out = missing if part == "train" else []
-            held_out = hold_out({photographs[path] for path in paths}, to_hold_out)
+            held_out = {}
+            if part == "train":
+                held_out = hold_out({numbers[path] for path in paths}, missing)
             for path in paths:
-                its_part = held_out.get(photographs[path], part)
-                files[its_part].append((path, label))
-                parts[numbers[path]].add(its_part)
+                files[held_out.get(numbers[path], part)].append((path, label))
+                parts[numbers[path]].add(held_out.get(numbers[path], part))
                 classes[numbers[path]].add(label)
     for what, places, harm in (
         ("parts", parts, "results will look too good"),
@@ -981,10 +1003,9 @@ def split_photos(found, below, numbers, photographs, class_names):
     ):
         copies = [path for path in sorted(numbers) if len(places[numbers[path]]) > 1]
         if copies:
-            example = printable(copies[0])
             print(
-                f"{len(copies):,} pictures are in several {what} (for example {example}), so "
-                f"{harm}: remove the copies"
+                f"{len(copies):,} pictures are in several {what} (for example "
+                f"{printable(copies[0])}), so {harm}: remove the copies"
             )
     if not files["test"]:
         print(
@@ -1085,16 +1106,14 @@ def read_photo(path, size, max_pixels=MAX_PIXELS):
         if image.format == "PNG":
             with Image.open(path) as again:
                 again.verify()  # its checksums, which loading does not look at
+        of_16_bits = ";16" in str(image.tile)
         image.load()  # here, so that a broken stream is not taken for odd EXIF data
         with contextlib.suppress(Exception):  # which odd EXIF data raise
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] in "IF":
             image = scale_numbers(image)
-        transparent = image.info.get("transparency")
-        if (
-            isinstance(transparent, tuple) and max(transparent) > 255
-        ):  # 16 bits, of which 8 are left
-            image.info["transparency"] = tuple(number >> 8 for number in transparent)
+        else:
+            mend_colours(image, of_16_bits)
         mode = "RGBA" if image.has_transparency_data else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
@@ -1105,6 +1124,21 @@ def read_photo(path, size, max_pixels=MAX_PIXELS):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image).convert("RGB")
     return np.asarray(image)
+
+
+def mend_colours(image, of_16_bits):
+    """Give a loaded picture the colours that Pillow misses: transparent, or in a TIFF's table.
+
+    Errors: OSError where no more than 6 bits are left, as Pillow keeps the upper 8 of 16 bits.
+    """
+    transparent = image.info.get("transparency")
+    if of_16_bits and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(number >> 8 for number in transparent)
+    table = getattr(image, "tag_v2", {}).get(320, [256])
+    if image.mode == "P" and max(table) < 256:  # 8 bits, where TIFF wants 16
+        image.putpalette(bytes(table), "RGB;L")
+    if of_16_bits and image.convert("L").getextrema()[1] < 64:
+        raise OSError("its numbers do not need 16 bits, so which is white? Save it with 8 bits")
 
 
 def scale_numbers(image):
