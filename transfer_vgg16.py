@@ -954,11 +954,14 @@ def number_photos(paths):
     the highest of theirs in common: so another one does not take them out of training later.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        numbers = dict(zip(paths, pool.map(hash_number, paths), strict=True))
-    highest = defaultdict(float)
-    for path in paths:
-        highest[find_original(path)] = max(highest[find_original(path)], numbers[path])
-    return {path: highest[find_original(path)] for path in paths}
+        of_bytes = dict(zip(paths, pool.map(hash_number, paths), strict=True))
+    numbers = of_bytes
+    for key in (find_original, of_bytes.get):  # then, those of the same bytes elsewhere
+        highest = defaultdict(float)
+        for path in paths:
+            highest[key(path)] = max(highest[key(path)], numbers[path])
+        numbers = {path: highest[key(path)] for path in paths}
+    return numbers
 
 
 def find_original(path):

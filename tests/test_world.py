@@ -352,6 +352,18 @@ def test_files_of_one_photograph_are_in_one_part(tmp_path, capsys):
                 assert parts[part][name] >= files or parts[part][name].isdisjoint(files)
 
 
+def test_copy_of_one_of_the_files_is_in_their_part(tmp_path, capsys):
+    make(tmp_path, "cat/*.jpg 60\ndog/*.jpg 60")
+    for path in sorted(tmp_path.glob("cat/*.jpg")):
+        draw(int(path.stem) + 900).save(path.with_suffix(".png"))
+        path.with_name(f"also{path.name}").write_bytes(path.read_bytes())
+    parts, printed = find(tmp_path, capsys)
+    assert "several parts" not in printed
+    for i in range(60):
+        files = {f"{i:03}.jpg", f"{i:03}.png", f"also{i:03}.jpg"}
+        assert any(parts[part]["cat"] >= files for part in photos.PARTS)
+
+
 def test_numbered_files_are_photographs_of_their_own(tmp_path, capsys):
     """Windows numbers what is renamed together, and some names have a number for an extension."""
     make(tmp_path, "cat/*.jpg 60\ndog/dog.* 60")
