@@ -65,12 +65,16 @@ def parse_arguments(argv):
     add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
     add("--serve", action="store_true", help="open a page in the browser that names pictures")
     add("--host", type=str, help="let others open the page, at this address (127.0.0.1)")
-    args = parser.parse_intermixed_args([str(word) for word in argv])
+    argv = [str(word) for word in argv]
+    end = argv.index("--") if "--" in argv else len(argv)
+    # Python 3.11 takes what follows "--" for options all the same
+    names = [os.path.join(os.curdir, name) for name in argv[end + 1 :]]
+    args = parser.parse_intermixed_args([*argv[:end], *names])
     if args.images and args.data:
         parser.error("--data is what to evaluate on: leave it out where you give pictures")
-    if any(path.suffix == ".keras" for path in args.images):
+    if any(".keras" in path.suffixes for path in args.images):
         parser.error("a .keras file is a model: give it with --model")
-    if args.all and not (args.data and args.data.is_dir()):
+    if args.all and not transfer_vgg16.has_photos(args):
         parser.error("--all is for a directory of photos: give it with --data")
     if args.serve and (args.images or args.data):
         parser.error("--serve opens a page that takes the pictures: give it none, nor --data")
@@ -80,6 +84,8 @@ def parse_arguments(argv):
         parser.error("--figure draws pictures: name some")
     if args.figure and args.figure.suffix.lower() != ".png":
         parser.error(f"argument --figure: {args.figure} does not end in .png")
+    if args.figure and not args.figure.parent.is_dir():
+        parser.error(f"argument --figure: the directory {args.figure.parent} does not exist")
     return args
 
 
@@ -91,12 +97,24 @@ def load_model(path):
     in the file is run.
     """
     fail, keras = transfer_vgg16.fail, transfer_vgg16.keras
+    if (path / "metadata.json").exists():
+        fail(
+            f"{path} is a .keras file that was unpacked, as some browsers do: pack what is in it "
+            "into a .zip file, without a directory around it, and let its name end in .keras"
+        )
     if path.is_dir():
         fail(f"{path} is a directory: give --model the .keras file in it")
     if not path.exists():
         other = path.parent / "demo" / path.name
         other = f"{other}, the demo's" if other.exists() else "another file"
         fail(f"{path} does not exist: run transfer_vgg16.py first, or give --model {other}")
+    if path.suffix != ".keras" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside = archive.namelist()
+        if "metadata.json" in inside:
+            fail(f"{path} is a .keras file under another name: let its name end in .keras")
+        if any(name.endswith((".keras", "metadata.json")) for name in inside):
+            fail(f"{path} is an archive: unpack it, and give --model the .keras file from it")
     try:
         model = keras.models.load_model(path)
         notes = read_notes(path)
@@ -145,6 +163,8 @@ def read_notes(path):
         for name in notes:
             if f"{name}.json" in archive.namelist():
                 notes[name] = json.loads(archive.read(f"{name}.json"))
+    if notes["class_names"]:  # in an older model, as its directories' names were written
+        notes["class_names"] = list(map(transfer_vgg16.name_class, notes["class_names"]))
     return notes
 
 
@@ -161,21 +181,24 @@ def load_test_data(args, model, class_names):
     Images: uint8 RGB (n, size, size, 3); labels: integers (n, 1), as in `class_names`.
     Errors: status 2 where the model knows other classes.
     """
-    fail, known = transfer_vgg16.fail, ", ".join(class_names)
-    if args.data and args.data.is_dir():
-        parts, found = transfer_vgg16.find_photos(args.data)
-        if not set(found) <= set(class_names):
-            fail(f"the model knows {known}, but {args.data} has {', '.join(found)}")
-        files = list(dict.fromkeys(sum(parts.values(), []))) if args.all else parts["test"]
-        files = [(path, class_names.index(found[label])) for path, label in files]
-        if not files:
-            fail(f"{args.data} has no photos to test with: --all takes all of them")
-        images, labels, _ = transfer_vgg16.read_photos(files, model.input_shape[1])
-        if len(images) == 0:
+    fail, known = transfer_vgg16.fail, transfer_vgg16.name_some(class_names)
+    if transfer_vgg16.has_photos(args):
+        where = transfer_vgg16.printable(args.data)
+        parts, found = transfer_vgg16.find_photos(args.data, known=class_names)
+        if unknown := [name for name in found if name not in class_names]:
             fail(
-                f"no photo of {args.data} to test with can be read: give --data another directory"
+                f"the model knows {known}, but {where} has {transfer_vgg16.name_some(unknown)}: "
+                "give --data directories named like the model's classes"
             )
-        return images, labels
+        files = list(dict.fromkeys(sum(parts.values(), []))) if args.all else parts["test"]
+        if not files:
+            fail(f"{where} has no photos to test with: --all takes all of them")
+        paths = [path for path, _ in files]
+        labels = [[class_names.index(found[label])] for _, label in files]
+        images, readable, _ = transfer_vgg16.read_photos(paths, model.input_shape[1])
+        if len(images) == 0:
+            fail(f"no photo of {where} to test with can be read: give --data another directory")
+        return images, transfer_vgg16.np.array(labels)[readable]
     data = args.data
     if not data and class_names != transfer_vgg16.CLASS_NAMES:
         data = transfer_vgg16.DEMO_DATA  # whose classes it may know
@@ -201,7 +224,8 @@ def list_pictures(paths):
     for path in paths:
         if path.is_dir():
             pictures, _, others = transfer_vgg16.find_pictures(path)
-            print(f"{path}: {len(pictures):,} pictures, {others:,} other files")
+            name = transfer_vgg16.printable(path)
+            print(f"{name}: {len(pictures):,} pictures, {others:,} other files")
             files += pictures
         elif any(mark in path.name for mark in "*?") and not path.exists():
             # A Windows prompt does not expand it
@@ -242,21 +266,38 @@ def name_pictures(model, notes, paths, figure):
     Return the exit status: 2, after all others are answered, where a file is no picture.
     """
     files = list_pictures(paths)
-    numbered = [(path, row) for row, path in enumerate(files)]  # the row serves as the label
-    images, rows, skipped = transfer_vgg16.read_photos(numbered, model.input_shape[1])
+    if figure:
+        check_figure(figure, files)
+    images, readable, errors = transfer_vgg16.read_photos(files, model.input_shape[1])
+    if errors and len(images) == 0:
+        transfer_vgg16.fail("none of the pictures can be read, as said above: give others")
     if len(images) == 0:
         transfer_vgg16.fail("there is no picture to name: give the paths of some")
     preds = classify(model, notes, images)
-    for row, probabilities in zip(rows[:, 0], preds, strict=True):
+    for index, probabilities in zip(readable, preds, strict=True):
         answer = ", ".join(transfer_vgg16.likeliest(probabilities, notes["class_names"]))
-        print(f"{files[row]}: {answer}")
+        print(f"{transfer_vgg16.printable(files[index])}: {answer}")
     if figure:
-        captions = [files[row].name for row in rows[:25, 0]]
+        captions = [transfer_vgg16.printable(files[index].name) for index in readable[:25]]
         names, mirror = notes["class_names"], notes["mirror"]
         transfer_vgg16.plot_pairs(
-            model, images[:25], preds[:25], names, figure, captions, mirror=mirror
+            model, images[:25], preds[:25], names, figure, captions, mirror=mirror, needed=True
         )
-    return 2 if skipped else 0
+    return 2 if errors else 0
+
+
+def check_figure(path, pictures):
+    """End with status 2 where the figure `path` is one of the pictures, or another program's."""
+    if not path.exists():
+        return
+    if any(picture.exists() and picture.samefile(path) for picture in pictures):
+        transfer_vgg16.fail(f"{path} is one of the pictures: give --figure another name")
+    with contextlib.suppress(Exception), transfer_vgg16.Image.open(path) as image:
+        if image.info.get("Software") == transfer_vgg16.SOFTWARE:
+            return
+    transfer_vgg16.fail(
+        f"{path} is there already, and not a figure of this program: give --figure another name"
+    )
 
 
 def serve(model, notes, host):

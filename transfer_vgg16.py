@@ -31,6 +31,7 @@ copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder
 # ///
 
 import argparse
+import codecs
 import contextlib
 import csv
 import functools
@@ -41,12 +42,14 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import textwrap
 import time
@@ -109,9 +112,11 @@ with quiet_import():
     from keras.datasets import cifar10
     from keras.optimizers import SGD
     from matplotlib import font_manager
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, PngImagePlugin
 
 pillow_heif.register_heif_opener()  # an iPhone's pictures
+Image.MAX_IMAGE_PIXELS = None  # read_photo() has a limit of its own
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes; the usual 2**20 are too few for some profiles
 warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
 CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
@@ -328,7 +333,11 @@ def parse_arguments(argv):
     add("--output-dir", type=parse_path, metavar="PATH", default=Path(), help="where files go (.)")
     add("--demo", action="store_true", help="run on small drawings, without a download")
 
-    args = parser.parse_args([str(word) for word in argv])
+    args, unknown = parser.parse_known_args([str(word) for word in argv])
+    if unknown and (Path(unknown[0]).is_dir() or unknown[0].endswith((".npz", ".tar.gz"))):
+        parser.error(f"{unknown[0]} is not an argument: to train on it, write --data {unknown[0]}")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.demo and args.data:
         fail("--demo has images of its own: leave out --data")
     if not args.unfreeze and (args.fine_tune_epochs or args.fine_tune_learning_rate):
@@ -347,7 +356,7 @@ def parse_arguments(argv):
 
 def has_photos(args):
     """Return whether --data is a directory of photos."""
-    return args.data is not None and args.data.is_dir()
+    return args.data is not None and args.data.is_dir() and not find_batches(args.data)
 
 
 # ----- Start
@@ -484,19 +493,23 @@ def load_npz(path):
     are the file's array `class_names`, or else CIFAR-10's.
     Errors: status 2 where `path` is not such a file.
     """
-    try:
-        with np.load(path) as file:  # pickled objects, which can run code, stay forbidden
-            needed = {"x_train", "y_train", "x_test", "y_test"}
-            missing = needed - set(file.files)
-            arrays = {name: file[name] for name in needed - missing}
-            class_names = [str(name) for name in file.get("class_names", CLASS_NAMES)]
-    except FileNotFoundError:
+    path = Path(path)
+    if not path.exists():
         fail(f"{path} does not exist: give --data the path of an .npz file, or of a directory")
-    except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
-        fail(
-            f"{path} is no .npz file of plain arrays, or damaged: make one with numpy.savez, or "
-            "give a directory of photos"
-        )
+    needed, class_names = {"x_train", "y_train", "x_test", "y_test"}, CLASS_NAMES
+    if path.is_dir() or path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        arrays = read_batches(path)
+    else:
+        try:
+            with np.load(path) as file:  # pickled objects, which can run code, stay forbidden
+                arrays = {name: file[name] for name in needed & set(file.files)}
+                class_names = [str(name) for name in file.get("class_names", CLASS_NAMES)]
+        except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
+            fail(
+                f"{path} is no .npz file of plain arrays, or damaged: make one with numpy.savez, "
+                "or give a directory of photos"
+            )
+    missing = needed - arrays.keys()
     if missing:
         fail(
             f"{path} lacks {', '.join(sorted(missing))}: name its arrays as Keras does, or, if it "
@@ -517,56 +530,114 @@ def load_npz(path):
     return train, test, class_names
 
 
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]  # CIFAR-10's own files
+
+
+def find_batches(directory):
+    """Return CIFAR-10's own files in `directory`, or in cifar-10-batches-py there; none else."""
+    for place in (directory, directory / "cifar-10-batches-py"):
+        if all((place / name).is_file() for name in BATCHES):
+            return [place / name for name in BATCHES]
+    return []
+
+
+def read_batches(path):
+    """Return CIFAR-10 from its authors' archive, or the directory in it, as arrays in a dict.
+
+    Errors: status 2 where it is another archive, or damaged.
+    """
+    try:
+        if path.is_dir():
+            contents = [file.read_bytes() for file in find_batches(path)]
+        else:
+            with tarfile.open(path) as archive:
+                names = [f"cifar-10-batches-py/{name}" for name in BATCHES]
+                contents = [archive.extractfile(name).read() for name in names]
+        batches = [ArrayUnpickler(io.BytesIO(one), encoding="bytes").load() for one in contents]
+        images = [batch[b"data"].reshape(-1, 3, 32, 32) for batch in batches]
+        labels = [np.array(batch[b"labels"], "uint8").reshape(-1, 1) for batch in batches]
+    except Exception as error:  # tarfile, zlib, pickle and NumPy each have their own
+        fail(
+            f"{path} is not CIFAR-10 as its authors packed it for Python, or damaged "
+            f"({first_line(error)}): download cifar-10-python.tar.gz again"
+        )
+    images = [np.ascontiguousarray(part.transpose(0, 2, 3, 1)) for part in images]
+    return {
+        "x_train": np.concatenate(images[:-1]),
+        "y_train": np.concatenate(labels[:-1]),
+        "x_test": images[-1],
+        "y_test": labels[-1],
+    }
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles arrays, lists, dicts, numbers and texts, and runs no code of the file."""
+
+    def find_class(self, module, name):
+        """Return what a pickled array is made with, which is all that a file may call."""
+        allowed = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray}
+        allowed |= {"dtype": np.dtype, "encode": codecs.encode}
+        if module.split(".")[0] not in ("numpy", "_codecs") or name not in allowed:
+            raise pickle.UnpicklingError(f"it would run {module}.{name}")
+        return allowed[name]
+
+
 # ----- Photos
 
 PARTS = ("train", "validation", "test")
 PART_WORDS = {  # in the names of directories
-    "train": {"train", "training", "trainset", "trainval", "訓練"},
-    "validation": {"val", "valid", "validation", "dev", "検証"},
-    "test": {"test", "tests", "testing", "testset", "テスト"},
+    "train": {"train", "training", "trainset", "trainval", "訓練", "学習", "教師"},
+    "validation": {"val", "valid", "validation", "dev", "eval", "evaluation", "検証"},
+    "test": {"test", "tests", "testing", "testset", "テスト", "評価", "本番"},
 }
-USUAL_JPEG_CODES = bytes.fromhex("0002010303020403050504040000017d")  # as in the standard
-CGROUPS = {  # where Linux tells a container's limit, by version: directory, limit, usage
-    "": ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-}
+SYSTEM_DIRECTORIES = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "recycler", "#recycle"}
+SYSTEM_DIRECTORIES |= {"@recycle", "#snapshot", "lost+found", "system volume information"}
+RAW_FILE = r"\.(3fr|arw|cr2|cr3|crw|dng|iiq|nef|nrw|orf|pef|raf|raw|rw2|rwl|sr2|srf|srw|x3f)$"
+SMALLEST_CLASS = 5  # different pictures
+MAX_PIXELS = 200_000_000  # those of a phone's largest photos
+WHITES = [1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32))]  # in pictures of other numbers
 
 
-def load_photos(args):
-    """Return images, labels and class names of the photos in args.data, as `load_images` does.
+def load_photos(directory, image_size, output_dir=None):
+    """Return {"train": (images, labels), "validation": ..., "test": ...} and the class names.
 
+    Images: uint8 RGB (n, image_size, image_size, 3); labels: integers (n, 1). Where there are no
+    pictures to test with, "test" has the arrays of "validation".
     Errors: status 2 for more photos than fit into memory, or too few of a class.
     """
-    files, class_names = find_photos(args.data, args.output_dir)
-    check_counts([[label for _, label in files[part]] for part in PARTS], class_names)
+    files, class_names = find_photos(directory, output_dir)
+    check_counts({part: [label for _, label in files[part]] for part in PARTS}, class_names)
     distinct = PARTS if files["test"] is not files["validation"] else PARTS[:2]
-    count, free = sum(len(files[part]) for part in distinct), free_memory()
-    if count * args.image_size**2 * 3 > free:
-        fits = math.isqrt(free // (3 * count))
+    photos = [(path, label, part) for part in distinct for path, label in files[part]]
+    free = psutil.virtual_memory().available
+    if len(photos) * image_size**2 * 3 > free:
+        fits = math.isqrt(free // (3 * len(photos)))
         way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
-        fail(f"{count:,} photos do not fit into the {free / 1e9:.1f} GB of free memory: {way}")
-    together = [file for part in distinct for file in files[part]]
-    numbered = [(path, row) for row, (path, _) in enumerate(together)]
-    images, rows, _ = read_photos(numbered, args.image_size)
-    labels = np.array([label for _, label in together])[rows]
-    ends = np.cumsum([len(files[part]) for part in distinct])[:-1]
-    ends = np.searchsorted(rows[:, 0], ends)  # without those that could not be read
-    images, labels = np.split(images, ends), np.split(labels, ends)
-    if len(distinct) < len(PARTS):
-        images, labels = [*images, images[-1]], [*labels, labels[-1]]
-    check_counts([y.flat for y in labels], class_names)
-    return images, labels, class_names
+        fail(f"{len(photos):,} photos do not fit into {free / 1e9:.1f} GB of free memory: {way}")
+
+    images, readable, _ = read_photos([path for path, _, _ in photos], image_size)
+    labels = np.array([label for _, label, _ in photos])[readable, None]
+    counts = Counter(photos[index][2] for index in readable)
+    data, end = {}, 0
+    for part in distinct:
+        start, end = end, end + counts[part]
+        data[part] = images[start:end], labels[start:end]
+    data.setdefault("test", data["validation"])
+    check_counts({part: data[part][1][:, 0] for part in PARTS}, class_names)
+    return data, class_names
 
 
-def find_photos(directory, output_dir=None):
+def find_photos(directory, output_dir=None, known=()):
     """Return the photos in `directory`, {part: [(path, label)]}, and the names of the classes.
 
-    docs/photos.md says which directory is what, and which photo is in which part.
+    docs/photos.md says which directory is what, and which photo is in which part. With `known`,
+    the class names of a model to evaluate, these may be small, and one is enough.
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
+    directory = Path(directory)
     pictures, searched, others = find_pictures(directory, output_dir)
     if not searched:
-        fail(f"{directory} cannot be read: give --data another directory, or the right to read it")
+        fail(f"{printable(directory)} cannot be read: give --data one that you may read")
     below = {folder: [] for folder in searched}  # the pictures in it and in its subdirectories
     for path in pictures:
         for folder in path.parents:
@@ -574,27 +645,58 @@ def find_photos(directory, output_dir=None):
                 below[folder].append(path)
 
     found = find_parts(directory, below)
-    class_names = sorted({name for classes in found.values() for name in classes})
+    own_class = name_class(directory.resolve().name)
+    if not found["train"] and own_class in known:
+        found["train"] = {own_class: directory}
     folders = {folder for classes in found.values() for folder in classes.values()}
     for path in searched:
         if not below[path] and below.get(path.parent) and folders.isdisjoint(path.parents):
-            leave_aside(path, "no pictures in it")
-    if len(class_names) < 2:
-        has = f"{len(class_names)} ({', '.join(class_names) or 'none'})"
-        fail(f"{directory} needs a directory for each class, two or more, and has {has}")
-    files = split_photos(found, below, class_names)
-
-    used = sum(len(below[folder]) for folder in folders)
+            leave_aside([path], "no pictures in it")
+    numbers = number_photos([path for folder in folders for path in below[folder]])
+    report_masks(numbers)
+    class_names = choose_classes(directory, found, below, numbers, known)
+    files = split_photos(found, below, numbers, class_names)
+    used = len({file for photos in files.values() for file in photos})
     print(
-        f"{directory}: {used:,} pictures in {len(class_names)} classes; not used are "
+        f"{printable(directory)}: {used:,} pictures in {len(class_names)} classes; not used are "
         f"{len(pictures) - used:,} other pictures and {others:,} other files"
     )
-    print("train  validation   test  class")
+    print_counts(files, class_names)
+    return files, class_names
+
+
+def choose_classes(directory, found, below, numbers, known):
+    """Return the names of the classes that have enough different pictures, or are in `known`.
+
+    Errors: status 2 for fewer than two classes; with `known`, for none.
+    """
+    different = defaultdict(set)
+    for classes in found.values():
+        for name, folder in classes.items():
+            different[name] |= {numbers[path] for path in below[folder]}
+    small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
+    if small:
+        leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
+    class_names = sorted(different.keys() - small)
+    if len(class_names) < (1 if known else 2):
+        where, few = printable(directory), f", besides {len(small):,} with too few pictures"
+        fail(
+            f"{where} needs a directory for each class, two or more, and has {len(class_names)} "
+            f"({', '.join(class_names) or 'none'}){few if small else ''}: sort the photos into "
+            f"{where}/cat, {where}/dog and so on, ten or more of each class"
+        )
+    return class_names
+
+
+def print_counts(files, class_names):
+    """Print how many photos of each class each part has, for the first ten classes."""
     counts = [Counter(label for _, label in files[part]) for part in PARTS]
-    for label, name in enumerate(class_names):
+    print("train  validation   test  class")
+    for label, name in enumerate(class_names[:10]):
         train, validation, test = (count[label] for count in counts)
         print(f"{train:5}  {validation:10}  {test:5}  {name}")
-    return files, class_names
+    if len(class_names) > 10:
+        print(f"and {len(class_names) - 10:,} more classes")
 
 
 def find_pictures(directory, output_dir=None):
@@ -603,35 +705,62 @@ def find_pictures(directory, output_dir=None):
     The first two are sorted lists of paths, the third is a number. What a run wrote, into
     `output_dir` or earlier, is not searched.
     """
-    files, searched, hidden = [], [], set()
+    files, searched, aside = [], [], defaultdict(set)
     linked, written = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
     walk = os.walk(
         directory,
-        onerror=lambda error: leave_aside(error.filename, error.strerror),
+        onerror=lambda error: aside[error.strerror].add(error.filename),
         followlinks=True,
     )
     for folder, inside, names in walk:
         folder, here = Path(folder), os.path.realpath(folder)
         if folder != directory and (here == written or MODEL_FILE in names and not inside):
-            leave_aside(folder, "a run writes its files there")
+            aside["a run writes its files there"].add(folder)
             inside.clear()  # os.walk goes into what is left in it
             continue
         for name in sorted(inside):
             target = os.path.realpath(folder / name)
-            if name.startswith(".") or name in ("__MACOSX", "@eaDir"):
-                hidden.add(name)
+            if is_of_system(folder / name):
+                aside["hidden, or the system's own"].add(name)
                 inside.remove(name)
             elif target != os.path.join(here, name):
                 if target in linked or Path(here).is_relative_to(target):
-                    leave_aside(folder / name, "a link that leads back")
+                    aside["a link that leads back"].add(folder / name)
                     inside.remove(name)
                 linked.add(target)
-        files += [folder / name for name in names if not name.startswith(".")]
+        for path in (folder / name for name in names):
+            if reason := find_obstacle(path):
+                aside[reason].add(path)
+            elif not path.name.startswith("."):
+                files.append(path)
         searched.append(folder)
-    if hidden:  # in one line, since each directory may have them
-        leave_aside(", ".join(sorted(hidden)), "hidden, or the system's own")
+    for reason in aside:
+        leave_aside(aside[reason], reason)
     pictures = sorted(filter(is_picture, files))
     return pictures, sorted(searched), len(files) - len(pictures)
+
+
+def is_of_system(folder):
+    """Return whether a directory is hidden, of an operating system or NAS, or Python's own."""
+    name = folder.name.lower()
+    return name.startswith(".") or name in SYSTEM_DIRECTORIES or (folder / "pyvenv.cfg").exists()
+
+
+def find_obstacle(path):
+    """Return why a file that may be a picture cannot serve as one, or None."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        if getattr(status, "st_file_attributes", 0) & 0x400000:  # Windows recalls it on access
+            return "only in the cloud: download them first"
+        if 0 < status.st_size < 300 and path.read_bytes().startswith(b"version https://git-lfs"):
+            return "only pointers: git lfs pull gets the files"
+    if path.suffix.lower() == ".icloud":
+        return "only in the cloud: download them first"
+    if re.search(RAW_FILE, path.name.lower()):  # in which Pillow sees a small TIFF
+        return "a camera's raw files: export them as JPEG"
+    if path.name.startswith(".") and not path.name.startswith("._"):  # the latter are macOS's
+        return "hidden pictures: rename them" if is_picture(path) else None
+    return None
 
 
 def is_picture(path):
@@ -648,14 +777,26 @@ def is_of_pictures(kind):
     return Image.MIME.get(kind, "").startswith("image/")
 
 
-def leave_aside(path, reason):
-    """Print that a directory is not used, and why."""
-    print(f"left aside: {printable(path)} ({reason})")
+def leave_aside(paths, reason):
+    """Print which paths or names are not used, and why."""
+    print(f"left aside: {name_some(sorted(map(printable, paths)))} ({reason})")
+
+
+def name_some(names):
+    """Return the first ten of `names`, and how many more there are, as text."""
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
 
 
 def printable(path):
-    r"""Return a path or name as text; bytes that are no UTF-8, as from old archives, as \x.. ."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    r"""Return a path or name as text, with \n for a line's end, and \x.. for no UTF-8."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
+
+
+def name_class(name):
+    """Return the class that a directory's name is for, the same for names that look the same."""
+    return unicodedata.normalize("NFC", printable(name)).strip()
 
 
 def find_parts(directory, below):
@@ -667,9 +808,12 @@ def find_parts(directory, below):
     named = {part: [] for part in (*PARTS, None)}
     for path in look_into(directory, below):
         named[find_part(path.name)].append(path)
+    if len(named["test"]) > 1 and not named["validation"]:  # 評価 beside テスト validates
+        named["validation"] = [path for path in named["test"] if "評価" in path.name]
+        named["test"] = [path for path in named["test"] if "評価" not in path.name]
     train, held_out, others = named["train"], named["validation"] + named["test"], named[None]
     if not any(look_into(path, below) for path in train):
-        flat = " or ".join(map(str, sorted(train + held_out)))
+        flat = " or ".join(printable(path) for path in sorted(train + held_out))
         if (flat and not others) or (train and held_out):
             fail(
                 f"there are no class directories to train with in {flat}: sort the pictures into "
@@ -677,15 +821,18 @@ def find_parts(directory, below):
             )
         return {"train": find_classes(directory, below)}
     if others and not held_out:
-        fail(f"{train[0]} may be the train part, or a class: give --data its path, or rename it")
+        fail(
+            f"unclear whether {printable(train[0])} is the train part or a class: give --data its "
+            "path, or rename it"
+        )
     found = {}
     for part, paths in named.items():
         for path in paths:
             classes = find_classes(path, below) if part else {}
             if not classes.keys() & found.get("train", classes).keys():
-                leave_aside(path, "no part with the classes of train")
+                leave_aside([path], "no part with the classes of train")
             elif part in found:
-                several = " and ".join(map(str, paths))
+                several = " and ".join(map(printable, paths))
                 fail(f"{several} may both be the {part} part: move one of them elsewhere")
             else:
                 found[part] = classes
@@ -701,68 +848,108 @@ def look_into(folder, below):
 
 def find_part(name):
     """Return the part that a word in a directory's name tells, or None."""
-    words = {word.lower() for word in re.findall("訓練|検証|テスト|[A-Z]?[a-z]+|[A-Z]+", name)}
-    return next((part for part in PARTS if words & PART_WORDS[part]), None)
+    name = unicodedata.normalize("NFKC", name)
+    words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
+    for part in PARTS:  # Japanese has no spaces between words
+        if any(word in (words if word.isascii() else name) for word in PART_WORDS[part]):
+            return part
+    return None
 
 
 def find_classes(folder, below):
     """Return the class directories in `folder`, {class name: path}.
 
-    Errors: status 2 where one of them may be something else.
+    Errors: status 2 where one of them may be something else, or two look the same.
     """
-    classes = {printable(path.name): path for path in look_into(folder, below)}
+    classes = {}
+    for path in skip_archives(look_into(folder, below), below):
+        twin = classes.setdefault(name_class(path.name), path)
+        if twin != path:
+            fail(
+                f"{printable(twin)} and {printable(path)} look the same, but are written in two "
+                "ways (é in one character or two, say): move the pictures of one into the other"
+            )
+    inside = {
+        name: {name_class(one.name) for one in look_into(path, below)}
+        for name, path in classes.items()
+    }
     for name, path in list(classes.items()):
-        within = {printable(one.name) for one in look_into(path, below)}
         if find_part(name) in ("validation", "test") and len(classes) > 1:
             fail(
-                f"{path} may be a class, or pictures that are none: rename it, or move it "
-                "elsewhere, or put the classes to train with into a directory train beside it"
+                f"unclear whether {printable(path)} is a class or held-out pictures: rename it, "
+                "or put the classes to train with into a directory train beside it"
             )
-        if {"train"} < {find_part(one) for one in within} - {None}:
+        if {"train"} < {find_part(inner) for inner in inside[name]} - {None}:
             fail(
-                f"{path} may be a class, or a set of its own: give --data its path, or rename the "
-                "directories in it that are called like parts"
+                f"{printable(path)} looks like a data set inside a class: give --data its path, "
+                "or rename its train and test directories"
             )
-        if len(within & classes.keys() - {name}) > 1:
-            leave_aside(path, "a copy: directories in it are named like those beside it")
+        if len(inside[name] & classes.keys() - {name}) > 1:
+            leave_aside([path], "a copy: it has the same directories in it")
             del classes[name]
+    counts = Counter(name for names in inside.values() for name in names)
+    shared = sorted(name for name in counts if counts[name] > 1)
+    if shared and all(len(names) > 1 for names in inside.values()):
+        print(
+            f"the classes in {printable(folder)} have the same directories in them "
+            f"({name_some(shared)}), which are all used: if they hold masks, move them away; if "
+            "they are the classes, put them side by side"
+        )
     return classes
 
 
-def split_photos(found, below, class_names):
-    """Return the photos of each part, {part: [(path, label)]}, in an order that mixes the classes.
+def skip_archives(folders, below):
+    """Return the innermost of `folders` where each has a single one in it, else `folders`.
 
-    `found` is what `find_parts` returns. Pictures in several parts or classes are told.
+    So do the archives of one download, photos-001/photos/cat and photos-002/photos/dog. Their
+    names end in numbers, those of the classes differ, and do not (room1/2019, room2/2020).
     """
-    paths = [path for classes in found.values() for one in classes.values() for path in below[one]]
+    inner = [look_into(path, below) for path in folders]
+    ends = [paths[0] for paths in inner if len(paths) == 1]
+    if sum(len(below[path]) for path in ends) < sum(len(below[path]) for path in folders):
+        return folders  # as some have several in them, or pictures
+    distinct = len({name_class(path.name) for path in ends}) == len(ends)
+    numbered = [
+        any(re.search(r"\d\)?$", path.name) for path in paths) for paths in (folders, ends)
+    ]
+    return ends if distinct and numbered == [True, False] else folders
+
+
+def report_masks(paths):
+    """Print how many of `paths` are named like masks of others, as a_mask.png beside a.png."""
+    mask = re.compile(r"_mask(_\d+)?(?=\.\w+$)", re.IGNORECASE)
+    masks = [path for path in sorted(paths) if mask.search(path.name)]
+    masks = [path for path in masks if path.with_name(mask.sub("", path.name)) in paths]
+    if masks:
+        print(
+            f"{len(masks):,} pictures are named like masks of others (for example "
+            f"{printable(masks[0])}), and are used, too: move them away if that is what they are"
+        )
+
+
+def number_photos(paths):
+    """Return a number from 0 to below 1 for each file, which depends on its bytes: {path: number}.
+
+    Files of one photograph, such as DSC_1.HEIC, DSC_1.JPG and its edited copy DSC_1 (1).JPG, have
+    the highest of theirs in common: so another one does not take them out of training later.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        number = dict(zip(paths, pool.map(hash_number, paths), strict=True))
-    missing = []  # where there is a validation part, it serves as the test, too
-    if "validation" not in found:
-        missing = [part for part in ("test", "validation") if part not in found]
-    files, parts, labels = {part: [] for part in PARTS}, defaultdict(set), defaultdict(set)
-    for part, classes in found.items():
-        for name, folder in classes.items():
-            numbers, label = {number[path] for path in below[folder]}, class_names.index(name)
-            held_out = hold_out(numbers, missing) if part == "train" else {}
-            for path in below[folder]:
-                its_part = held_out.get(number[path], part)
-                files[its_part].append((path, label))
-                parts[number[path]].add(its_part)
-                labels[number[path]].add(label)
-    for what, places in (("part", parts), ("class", labels)):
-        copies = [path for path in paths if len(places[number[path]]) > 1]
-        if copies:
-            print(
-                f"{len(copies):,} pictures are copies of one in another {what}, as is "
-                f"{printable(copies[0])}: its result means nothing"
-            )
-    if not files["test"]:
-        print("there are no pictures to test with: those to validate with serve as the test, too")
-        files["test"] = files["validation"]
-    for photos in files.values():
-        photos.sort(key=lambda file: (number[file[0]], file))
-    return files
+        of_bytes = dict(zip(paths, pool.map(hash_number, paths), strict=True))
+    numbers = of_bytes
+    for key in (find_original, of_bytes.get):  # then, those of the same bytes elsewhere
+        highest = defaultdict(float)
+        for path in paths:
+            highest[key(path)] = max(highest[key(path)], numbers[path])
+        numbers = {path: highest[key(path)] for path in paths}
+    return numbers
+
+
+def find_original(path):
+    """Return where a file is and its name, without an extension and the usual marks of a copy."""
+    is_ending = path.suffix.lower() in Image.registered_extensions()
+    name = (path.stem if is_ending else path.name).lower()
+    name = re.sub(r"( ?\(1\)|[ _-]+(copy|edited)| - コピー|\.rf\.\w+)$", "", name)  # Roboflow's
+    return path.parent, re.sub(r"^img_e(?=\d)", "img_", name)  # an iPhone's IMG_E1234
 
 
 def hash_number(path):
@@ -774,127 +961,190 @@ def hash_number(path):
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def split_photos(found, below, numbers, class_names):
+    """Return the photos of each part, {part: [(path, label)]}, in an order that mixes the classes.
+
+    `found` is what find_parts() returns. Pictures in several parts or classes are reported.
+    """
+    missing = []  # where there is a validation part, it serves as the test, too
+    if "validation" not in found:
+        missing = [part for part in ("test", "validation") if part not in found]
+    files, parts, classes = {part: [] for part in PARTS}, defaultdict(set), defaultdict(set)
+    for part, folders in found.items():
+        for label, name in enumerate(class_names):
+            paths = below[folders[name]] if name in folders else []
+            held_out = {}
+            if part == "train":
+                held_out = hold_out({numbers[path] for path in paths}, missing)
+            for path in paths:
+                files[held_out.get(numbers[path], part)].append((path, label))
+                parts[numbers[path]].add(held_out.get(numbers[path], part))
+                classes[numbers[path]].add(label)
+    for what, places, harm in (
+        ("parts", parts, "results will look too good"),
+        ("classes", classes, "one of them must be wrong"),
+    ):
+        copies = [path for path in sorted(numbers) if len(places[numbers[path]]) > 1]
+        if copies:
+            print(
+                f"{len(copies):,} pictures are in several {what} (for example "
+                f"{printable(copies[0])}), so {harm}: remove the copies"
+            )
+    if not files["test"]:
+        print(
+            "no test pictures: the validation pictures are used for both, and the test result "
+            "will be optimistic"
+        )
+        files["test"] = files["validation"]
+    for photos in files.values():
+        photos.sort(key=lambda file: (numbers[file[0]], file))
+    return files
+
+
 def hold_out(numbers, parts):
     """Return {number: part} for those of one class's photos that are not to train with.
 
     Each part takes the numbers in the next fifth of [0, 1), or else the smallest that is left: so
-    whatever is added, a photo that was trained on is not held out later.
+    whatever is added, a photo that was trained on is not held out later. But whatever the numbers
+    are, two are left to train with, and one for each of the parts.
     """
-    rest, bound, held_out = set(numbers), 0, {}
-    for part in parts:
+    rest, bound, held_out = sorted(numbers), 0, {}
+    for i, part in enumerate(parts):
         bound += (1 - bound) / 5
-        chosen = {number for number in rest if number < bound} or set(sorted(rest)[:1])
-        held_out |= dict.fromkeys(chosen, part)
-        rest -= chosen
+        most = max(0, len(rest) - 2 - len(parts[i + 1 :]))
+        count = min(most, max(1, sum(number < bound for number in rest)))
+        held_out |= dict.fromkeys(rest[:count], part)
+        rest = rest[count:]
     return held_out
 
 
 def check_counts(labels, class_names):
-    """End the run with status 2 where the labels of a part, in PARTS's order, are too few."""
+    """End the run with status 2 where `labels`, {part: those of its photos}, has too few."""
+    counts = {part: Counter(labels[part]) for part in PARTS}
     few = [
-        f"{name} has {count[label]} for {part}"
-        for part, count in zip(PARTS, map(Counter, labels), strict=True)
+        f"{name} has {counts[part][label]} for {part}"
+        for part in PARTS
         for label, name in enumerate(class_names)
-        if count[label] < (2 if part == "train" else 1)
+        if counts[part][label] < (2 if part == "train" else 1)
     ]
     if few:
         fail(
-            f"too few readable photos: {', '.join(few)}: add some (ten of a class are enough), or "
+            f"too few readable photos: {name_some(few)}: add some (ten of a class are enough), or "
             "remove the class"
         )
 
 
-def free_memory():
-    """Return how many bytes this process may still take, by the machine and by its container."""
-    free, groups = psutil.virtual_memory().available, []
-    with contextlib.suppress(OSError):  # where there are no cgroups
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    for controllers, group in (line.split(":", 2)[1:] for line in groups):
-        top, limit, usage = CGROUPS.get(controllers, CGROUPS[""])
-        for path in Path(top + group, limit).parents:  # each may have a limit
-            with contextlib.suppress(OSError, ValueError):  # not there; "max", which is no limit
-                stat = dict(map(str.split, (path / "memory.stat").read_text().splitlines()))
-                cache = int(stat.get("total_inactive_file") or stat["inactive_file"])
-                used = int((path / usage).read_text()) - cache
-                free = min(free, int((path / limit).read_text()) - used)
-    return max(free, 0)
+def read_photos(paths, size):
+    """Return the images of `paths`, the indexes of those that could be read, and all errors.
 
-
-def read_photos(files, size):
-    """Return the images and labels of `files`, [(path, label)], and the paths that were no photos.
-
-    Images: uint8 RGB (n, size, size, 3); labels: integers (n, 1). Ten of those that cannot be read
-    are named, the others are counted.
+    Images: uint8 RGB (n, size, size, 3); indexes: integers (n,); errors: {path: reason}. Ten of
+    those that cannot be read are named, the others are counted.
     """
-    images = np.empty((len(files), size, size, 3), "uint8")
+    images = np.empty((len(paths), size, size, 3), "uint8")
 
-    def read(row):
+    def read(index):
         try:
-            images[row] = read_photo(files[row][0], size)
+            images[index] = read_photo(paths[index], size)
         except Exception as error:  # Pillow has other ones for each format
             return first_line(error) or type(error).__name__
         return None
 
-    labels, errors = [], {}
-    progress = keras.utils.Progbar(len(files), verbose=verbosity() if len(files) > 100 else 0)
+    readable, errors, plain = [], {}, []
+    progress = keras.utils.Progbar(len(paths), verbose=verbosity() if len(paths) > 100 else 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, error in enumerate(pool.map(read, range(len(files)))):
-            path, label = files[row]
+        for index, error in enumerate(pool.map(read, range(len(paths)))):
             if error:
-                errors[path] = error
+                errors[paths[index]] = error
             else:  # closes the gaps in place: there may be no memory for a second array
-                images[len(labels)] = images[row]
-                labels.append(label)
+                images[len(readable)] = images[index]
+                readable.append(index)
+                if (images[index] == images[index, 0, 0]).all():
+                    plain.append(paths[index])
             progress.add(1)
     for path in list(errors)[:10]:
         print(f"{printable(path)} is left out: {errors[path]}", file=sys.stderr)
     if len(errors) > 10:
         print(f"{len(errors) - 10:,} more pictures cannot be read either", file=sys.stderr)
-    return images[: len(labels)], np.array(labels, int)[:, None], list(errors)
+    if plain:
+        print(f"one single colour is all of {name_some([*map(printable, plain)])}")
+    return images[: len(readable)], np.array(readable, int), errors
 
 
-def read_photo(path, size):
+def read_photo(path, size, max_pixels=MAX_PIXELS):
     """Return the picture in a file: uint8 RGB of shape (size, size, 3).
 
     docs/photos.md says how it is turned, cropped and scaled; of a moving one, it is the first.
-    Errors: OSError, and whatever else Pillow raises for a file that is no picture or damaged.
+    Errors: OSError, and whatever else Pillow raises for a file that is no picture, damaged, or
+    would have more than `max_pixels` in memory.
     """
     with Image.open(path) as image:
         if not is_of_pictures(image.format):
             raise OSError(f"{image.format} files are not read")
+        width, height = in_memory = image.size
+        image.draft("RGB", (size, size))  # a large JPEG need not be decoded in full
+        if "progressive" not in image.info:  # else, it is in memory in full at first
+            in_memory = image.size
+        if math.prod(in_memory) > max_pixels:
+            raise OSError(f"too large ({width:,} x {height:,} pixels): scale it down")
         if image.format == "PNG":
             with Image.open(path) as again:
                 again.verify()  # its checksums, which loading does not look at
-        if image.format in ("JPEG", "HEIF") and has_gap(path.read_bytes(), image):
-            raise OSError("a part of it is overwritten with zeros")
-        image.draft("RGB", (size, size))  # a large JPEG need not be decoded in full
+        of_16_bits = ";16" in str(image.tile)
         image.load()  # here, so that a broken stream is not taken for odd EXIF data
         with contextlib.suppress(Exception):  # which odd EXIF data raise
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale
-            pixels = np.asarray(image) // 256
-            image = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
-        if image.has_transparency_data:
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":
+            image = scale_numbers(image)
+        else:
+            mend_colours(image, of_16_bits)
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+        if mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+            image = image.convert("RGB")  # its writer left this channel empty
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        if image.mode == "RGBA":
             white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+            image = Image.alpha_composite(white, image).convert("RGB")
     return np.asarray(image)
 
 
-def has_gap(content, image):
-    """Return whether the pixels in the bytes of a JPEG or HEIC file have 64 zeros in a row.
+def mend_colours(image, of_16_bits):
+    """Give a loaded picture the colours that Pillow misses: transparent, or in a TIFF's table.
 
-    A part is lost then, of which their decoders say nothing. HEIC's pixels cannot look like that,
-    nor a JPEG's with the standard's codes; those with other codes are not looked at.
+    Errors: OSError where no more than 6 bits are left, as Pillow keeps the upper 8 of 16 bits.
     """
-    exif = image.info.get("exif") or b""  # has a thumbnail, and zeros that mean nothing
-    start = content.find(exif[6:16]) if exif else 0
-    content = content[:start] + content[start + len(exif[6:]) :]
-    pixels = content.partition(USUAL_JPEG_CODES)[2].partition(b"\xff\xd9")[0]
-    if image.format == "HEIF":
-        head, _, pixels = content.partition(b"mdat")
-        pixels = pixels[: int.from_bytes(head[-4:], "big")]
-    return bytes(64) in pixels
+    transparent = image.info.get("transparency")
+    if of_16_bits and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(number >> 8 for number in transparent)
+    table = getattr(image, "tag_v2", {}).get(320, [256])
+    if image.mode == "P" and max(table) < 256:  # 8 bits, where TIFF wants 16
+        image.putpalette(bytes(table), "RGB;L")
+    if of_16_bits and image.convert("L").getextrema()[1] < 64:
+        raise OSError("its numbers do not need 16 bits, so which is white? Save it with 8 bits")
+
+
+def scale_numbers(image):
+    """Return a grey picture of 16 or 32 bits, or of floats, as one of 8 bits.
+
+    White is the least in WHITES that no number is above. It is not known for negative numbers, nor
+    where all are below a quarter of it. Errors: OSError where it is not known.
+    """
+    numbers, tags = np.asarray(image), getattr(image, "tag_v2", {})  # TIFF's
+    if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, other than Pillow has them
+        numbers = numbers.view("uint32")
+    low, high = numbers.min(), numbers.max()
+    white = min((white for white in WHITES if white >= high), default=math.inf)
+    if not (low >= 0 and high >= white / 4):
+        raise OSError(f"which of its numbers, {low:g} to {high:g}, is white? Save it with 8 bits")
+    pixels = (numbers.astype("float32") * (255 / white) + 0.5).astype("uint8")
+    if tags.get(262) == 0:  # white is zero
+        pixels = 255 - pixels
+    scaled = Image.fromarray(pixels)
+    if isinstance(image.info.get("transparency"), int):
+        opaque = (numbers != image.info["transparency"]).astype("uint8") * 255
+        scaled.putalpha(Image.fromarray(opaque))
+    return scaled
 
 
 # ----- VGG16 and its picture
@@ -1440,6 +1690,7 @@ def stop_early(history, args, output_dir):
 
 # ----- Results and figures
 
+SOFTWARE = "transfer_vgg16.py"  # noted in figures, so that a later one may replace them
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
 
@@ -1586,10 +1837,11 @@ def fit_later_epochs(axis, curves):
 
 
 @contextlib.contextmanager
-def drawing(path, heading, title="", figsize=(16, 9)):
+def drawing(path, heading, title="", figsize=(16, 9), needed=False):
     """Yield a new figure, which becomes the PNG file `path` at the end of the with block.
 
-    It looks the same whatever a user's matplotlibrc says. An error is a line, and ends nothing.
+    It looks the same whatever a user's matplotlibrc says. An error is a line, and ends nothing,
+    but for a figure that is `needed`.
     """
     path = Path(path)
     try:
@@ -1602,7 +1854,10 @@ def drawing(path, heading, title="", figsize=(16, 9)):
                 figure = plt.figure(figsize=figsize, layout="constrained")
             figure.suptitle(f"{heading} ({title})" if title else heading, parse_math=False)
             yield figure
-            write_whole(path, figure.savefig)
+            save = functools.partial(figure.savefig, metadata={"Software": SOFTWARE})
+            write_whole(path, save, needed)
+    except Failure:
+        raise
     except Exception as error:  # matplotlib's come from many libraries
         print(f"{path} was not drawn: {first_line(error)}")
 
@@ -1744,7 +1999,17 @@ def plot_mistakes(model, images, probabilities, class_names, path, labels, title
     plot_pairs(model, images, probabilities, class_names, path, captions, title, mirror)
 
 
-def plot_pairs(model, images, probabilities, class_names, path, captions, title="", mirror=False):
+def plot_pairs(
+    model,
+    images,
+    probabilities,
+    class_names,
+    path,
+    captions,
+    title="",
+    mirror=False,
+    needed=False,
+):
     """Draw images, and beside each where `model` looked for its answer, into the PNG file `path`.
 
     Above each pair is its caption, below it are the three likeliest classes.
@@ -1752,7 +2017,8 @@ def plot_pairs(model, images, probabilities, class_names, path, captions, title=
     columns = min(len(images), 3)
     rows = math.ceil(len(images) / columns)
     size = (5.4 * columns, 0.9 + 4.2 * rows)
-    with drawing(path, "What the model said, and where it looked", title, size) as figure:
+    heading = "What the model said, and where it looked"
+    with drawing(path, heading, title, size, needed) as figure:
         names = drawable_names(class_names)
         looks = highlight(model, images, np.argmax(probabilities, axis=1), mirror)
         cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.1, hspace=0.1).flat

@@ -7,7 +7,6 @@ load_photos keeps one array of all photos and has looked for copies before.
     python tests/benchmark_photos.py
 """
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -46,9 +45,8 @@ def read(reader, directory):
 
     before, start = megabytes(), time.perf_counter()
     if reader == "load_photos":
-        args = argparse.Namespace(data=Path(directory), image_size=SIZE, output_dir=None)
-        images, _, _ = transfer_vgg16.load_photos(args)
-        count = sum(map(len, images))
+        data, _ = transfer_vgg16.load_photos(Path(directory), SIZE)
+        count = sum(len(images) for images, _ in data.values())
     else:
         keras = transfer_vgg16.keras
         dataset = keras.utils.image_dataset_from_directory(directory, image_size=(SIZE, SIZE))

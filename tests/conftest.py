@@ -239,7 +239,7 @@ def quick_drawing(request, monkeypatch):
     import keras
     from matplotlib.figure import Figure
 
-    def save_blank(figure, path):
+    def save_blank(figure, path, metadata=None):
         Image.new("L", (1, 1)).save(path, "PNG")
 
     buffer = io.BytesIO()

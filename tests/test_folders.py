@@ -1,6 +1,5 @@
 """Folders of photos as people have them: which directory is what, the split, broken pictures."""
 
-import argparse
 import hashlib
 import os
 import re
@@ -57,9 +56,8 @@ def count_all(files):
 
 
 def load(directory, size=16):
-    """Return what the training makes of a directory: images, labels, class names."""
-    arguments = argparse.Namespace(data=directory, image_size=size, output_dir=OUT)
-    return photos.load_photos(arguments)
+    """Return what the training makes of a directory: {part: (images, labels)}, class names."""
+    return photos.load_photos(directory, size, OUT)
 
 
 def count(files, class_names):
@@ -345,7 +343,7 @@ def test_validation_serves_as_test(layout, expected, tmp_path, capsys):
     found = {name: (counts["train"][name], counts["test"][name]) for name in counts["train"]}
     assert found == expected
     assert files["test"] == files["validation"]
-    assert "those to validate with serve as the test, too" in printed
+    assert "the validation pictures are used for both" in printed
 
 
 @pytest.mark.parametrize("layout, expected", TESTED.values(), ids=TESTED)
@@ -389,7 +387,7 @@ ERRORS = {
         """
         beaker/*.jpg 11
         test_tube/*.jpg 12""",
-        "test_tube may be a class, or pictures that are none: rename it",
+        "unclear whether .*test_tube is a class or held-out pictures: rename it",
     ),
     "a test without train": (
         """
@@ -397,7 +395,7 @@ ERRORS = {
         dog/*.jpg 9
         test/cat/*.jpg 3
         test/dog/*.jpg 3""",
-        "test may be a class, .* put the classes to train with into a directory train",
+        "test is a class or .* put the classes to train with into a directory train",
     ),
     "dogs-vs-cats, flat": (
         """
@@ -429,7 +427,7 @@ ERRORS = {
         train/electric/*.jpg 9
         plane/*.jpg 9
         car/*.jpg 9""",
-        "train may be the train part, or a class: give --data its path, or rename it",
+        "train is the train part or a class: give --data its path, or rename it",
     ),
     "two train parts": (
         """
@@ -455,7 +453,7 @@ ERRORS = {
         cat/test/*.jpg 9
         dog/train/*.jpg 9
         dog/test/*.jpg 9""",
-        "cat may be a class, or a set of its own",
+        "cat looks like a data set inside a class",
     ),
     "two sets": (
         """
@@ -465,7 +463,7 @@ ERRORS = {
         large/Training/a/*.jpg 9
         large/Training/b/*.jpg 9
         large/Test/a/*.jpg 9""",
-        "large may be a class, or a set of its own",
+        "large looks like a data set inside a class",
     ),
     "a class that was not trained": (
         """
@@ -545,7 +543,8 @@ def test_links(tmp_path, capsys):
     _, files, class_names, printed = read_counts(root, capsys)
     assert class_names == ["bird", "cat", "dog"]
     assert count_all(files) == 23 + 9
-    assert printed.count("a link that leads back") == 4
+    (line,) = [line for line in printed.split("\n") if "a link that leads back" in line]
+    assert line.count(", ") == 3
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are Unicode there")
@@ -616,6 +615,7 @@ def test_no_photo_changes_its_part(tmp_path):
 
 
 def test_what_was_trained_on_is_never_held_out_later():
+    """But for the three highest numbers: chance may put all of a class below the bounds."""
     order = {"test": 0, "validation": 1, "train": 2}
     for seed in range(300):
         numbers = np.random.default_rng(seed).random(40).tolist()
@@ -623,9 +623,11 @@ def test_what_was_trained_on_is_never_held_out_later():
             before = {}
             for count in range(1, len(numbers) + 1):
                 held_out = photos.hold_out(numbers[:count], missing)
-                assert count < 10 or set(missing) == set(held_out.values())
+                assert count < 5 or set(missing) == set(held_out.values())
+                assert count < 5 or len(held_out) <= count - 2
                 now = {x: order[held_out.get(x, "train")] for x in numbers[:count]}
-                assert all(now[x] >= before[x] for x in before)
+                moved = {x for x in before if now[x] < before[x]}
+                assert moved <= set(sorted(before)[-3:])
                 before = now
 
 
@@ -656,8 +658,8 @@ def test_same_pictures_in_parts_and_classes_are_told(tmp_path, capsys):
         (tmp_path / ("train", "test")[i] / "dog" / "empty.jpg").touch()
     photos.find_photos(tmp_path, OUT)
     printed = capsys.readouterr().out
-    assert "4 pictures are copies of one in another part, as is " in printed
-    assert "2 pictures are copies of one in another class, as is " in printed
+    assert "4 pictures are in several parts (for example " in printed
+    assert "2 pictures are in several classes (for example " in printed
 
 
 # ----- broken pictures
@@ -706,6 +708,10 @@ FORMS = {
 }
 HARMS = [cut, halve, zero, zero_end, overwrite, wrong_header, empty]
 BLIND = {  # what no decoder tells: the pixels are other ones, but as good as any
+    ("jpg", zero),
+    ("jpg", zero_end),
+    ("heic", zero),
+    ("heic", zero_end),
     ("webp", zero),
     ("webp", zero_end),
     ("webp", overwrite),
@@ -732,27 +738,13 @@ def test_broken_pictures_are_named_or_read_whole(name, harm, exif, tmp_path, cap
     whole, broken = tmp_path / f"whole.{name}", tmp_path / f"broken.{name}"
     image.save(whole, **settings)
     broken.write_bytes(harm(whole.read_bytes()))
-    images, labels, skipped = photos.read_photos([(whole, 0), (broken, 1), (whole, 2)], 32)
+    images, readable, errors = photos.read_photos([whole, broken, whole], 32)
     assert (images[0] == images[-1]).all()
-    if skipped:
+    if errors:
         assert f"{broken} is left out: " in capsys.readouterr().err
-        assert labels[:, 0].tolist() == [0, 2]
+        assert readable.tolist() == [0, 2]
     else:
         assert (images[1] == images[0]).all()
-
-
-def test_bytes_that_look_like_a_gap_elsewhere_are_none(tmp_path):
-    white = Image.new("RGB", (640, 480), "white")
-    white.paste(draw(1, (100, 100)))
-    exif = Image.Exif()
-    exif[0x927C] = bytes(5000)
-    exif[0x0112] = 6  # turned: pillow-heif then gives other EXIF data than the file's
-    for name in ("flat.jpg", "optimized.jpg", "progressive.jpg", "flat.heic"):
-        how = {name.split(".")[0]: True} if name[0] in "op" else {}
-        if name.startswith("optimized"):
-            how = {"optimize": True}
-        white.save(tmp_path / name, exif=exif, icc_profile=bytes(3000), **how)
-        assert photos.read_photo(tmp_path / name, 32)[-1, -1].min() >= 253
 
 
 def test_names_that_lie(tmp_path):
@@ -772,10 +764,10 @@ def test_names_that_lie(tmp_path):
 def test_arrays_hold_each_photo_once_with_its_label(tmp_path):
     make(tmp_path, TWO)
     files, class_names = photos.find_photos(tmp_path, OUT)
-    images, labels, names = load(tmp_path)
+    data, names = load(tmp_path)
     assert names == class_names
-    assert sum(map(len, images)) == 23
-    for part, x, y in zip(photos.PARTS, images, labels, strict=True):
+    assert sum(len(images) for images, _ in data.values()) == 23
+    for part, (x, y) in data.items():
         assert x.shape == (len(files[part]), 16, 16, 3)
         assert x.dtype == np.uint8
         assert y[:, 0].tolist() == [label for _, label in files[part]]
@@ -785,9 +777,9 @@ def test_arrays_hold_each_photo_once_with_its_label(tmp_path):
 
 def test_validation_that_tests_as_well(tmp_path):
     make(tmp_path, VALIDATED["hymenoptera_data"][0])
-    (_, validation, test), _, _ = load(tmp_path)
-    assert len(test) == 7
-    assert (test == validation).all()
+    data, _ = load(tmp_path)
+    assert len(data["test"][0]) == 7
+    assert data["test"] is data["validation"]
 
 
 def test_unreadable_photos_are_named_then_counted(tmp_path, capsys):
@@ -795,12 +787,12 @@ def test_unreadable_photos_are_named_then_counted(tmp_path, capsys):
     broken = sorted(tmp_path.glob("cat/*.jpg"))[:14]
     for path in broken:
         path.write_bytes(path.read_bytes()[:500])
-    images, labels, _ = load(tmp_path)
+    data, _ = load(tmp_path)
     printed = capsys.readouterr().err
     assert printed.count(" is left out: ") == 10
     assert "4 more pictures cannot be read either" in printed
-    assert sum(map(len, images)) == 46
-    assert list(map(len, images)) == list(map(len, labels))
+    assert sum(len(images) for images, _ in data.values()) == 46
+    assert all(len(images) == len(labels) for images, labels in data.values())
 
 
 def test_classes_too_small_once_read_are_told_at_once(tmp_path):
@@ -816,17 +808,3 @@ def test_too_many_for_the_memory(tmp_path):
     told = sentence(load, tmp_path, 10**6)
     fits = int(re.search(r"23 photos .*: --image-size (\d+) does$", told)[1])
     assert 23 * fits**2 * 3 <= photos.psutil.virtual_memory().total
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="cgroups are Linux's")
-@pytest.mark.parametrize("version", photos.CGROUPS)
-def test_memory_is_what_the_container_may_take(version, tmp_path, monkeypatch):
-    _, limit, usage = photos.CGROUPS[version]
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\ntotal_inactive_file 300\n")
-    (tmp_path / limit).write_text("max\n" if version == "" else "9223372036854771712\n")
-    (tmp_path / usage).write_text("1000\n")
-    for name in photos.CGROUPS:
-        monkeypatch.setitem(photos.CGROUPS, name, (str(tmp_path), limit, usage))
-    assert photos.free_memory() > 10**6
-    (tmp_path / limit).write_text("2000\n")
-    assert photos.free_memory() == 2000 - (1000 - 300)
