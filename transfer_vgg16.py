@@ -1,19 +1,16 @@
 #!/usr/bin/env python3
 """Transfer learning with the pretrained VGG16 on CIFAR-10 (TensorFlow/Keras).
 
-VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it.
-The steps, settings and file names of main() are those of the article
-https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
-
-Test accuracy 0.527 after ten epochs, as with the article's own code on the same images (a JPEG
-copy of CIFAR-10), in 173 s on two cores of an AMD EPYC without GPU (docs/ladder.md).
+VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it:
+test accuracy 0.527 in three minutes on two cores (docs/speed.md). main() has the steps, settings
+and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
     python transfer_vgg16.py                       the article's run
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: seconds from here on
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --demo                try it on small drawings, without any download
     python transfer_vgg16.py --help                all arguments
-    python predict_saved.py                        use the model that was saved
+    python predict_saved.py                        use the saved model
 """
 
 # /// script
@@ -63,10 +60,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def quiet_import():
-    """Hold back TensorFlow's start-up lines, unless it aborts; one sentence for a broken package.
+    """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken.
 
-    After an abort nothing of this process runs: another one holds the lines, and prints them
-    unless they end in a zero byte.
+    Another process holds the lines, and prints them if this one aborts before it sends a zero.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
@@ -119,9 +115,9 @@ Image.MAX_IMAGE_PIXELS = None  # read_photo() has a limit of its own
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes; the usual 2**20 are too few for some profiles
 warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
+MODEL_FILE = "vgg16_cifar10.keras"
 CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
 CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
-MODEL_FILE = "vgg16_cifar10.keras"
 
 
 def main(argv=()):
