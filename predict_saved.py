@@ -205,7 +205,7 @@ def load_test_data(args, model, class_names):
     elif not data and not transfer_vgg16.download_cifar10():
         fail(f"CIFAR-10 could not be downloaded, as said above. {transfer_vgg16.NO_NETWORK}")
     if data:
-        _, test, found = transfer_vgg16.load_npz(data)
+        _, test, found = transfer_vgg16.load_arrays(data)
     else:
         _, test = transfer_vgg16.cifar10.load_data()
         found = transfer_vgg16.CLASS_NAMES

@@ -136,7 +136,7 @@ def main(argv=()):
         val_imgs, val_labels = parts["validation"]
         test_imgs, test_labels = parts["test"]
     else:  # ours: an .npz file, as the demo's
-        (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_npz(data)
+        (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_arrays(data)
 
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
     if not has_photos(args):
@@ -482,7 +482,7 @@ def first_line(error):
     return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
 
 
-def load_npz(path):
+def load_arrays(path):
     """Return (train images, train labels), (test images, test labels) and the class names.
 
     Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers from 0 of shape (n, 1). The names
@@ -1380,7 +1380,8 @@ class FrozenOnce:
         if self.stops and compiled:
             settings = compiled.config | {"optimizer": self.model.optimizer}
             # Without a grid of pixels, a step takes less time than starting it: up to 50 at once
-            if len(front.shape) == 2 and not tf.distribute.has_strategy():
+            grids = [len(layer.output.shape) > 2 for layer in self.head.layers if layer.weights]
+            if not any(grids) and not tf.distribute.has_strategy():
                 settings["steps_per_execution"] = max(settings["steps_per_execution"], 50)
             self.head.compile(**settings)
         if verbose != 0:
@@ -1414,7 +1415,7 @@ class FrozenOnce:
         path = self.directory / f"{name}-{key.hex()[:12]}.features"
         self.files.add(path)
         dtype, shape = np.dtype(tf.as_dtype(stop.dtype).as_numpy_dtype), (len(x), *stop.shape[1:])
-        size = math.prod(shape) * dtype.itemsize
+        size = len(x) * count_bytes(stop)
         whole = path.is_file() and path.stat().st_size == size + len(key)
         if not whole or bytes(np.memmap(path, mode="r")[size:]) != key:
             if before:
@@ -1445,24 +1446,34 @@ class FrozenOnce:
 def find_front(model):
     """Return the tensors in a model's frozen front that carry everything, and what comes after.
 
-    The first of them is the input, the last one the end of the front. What comes after is the
-    name of the first layer that is trainable or random.
+    The first is the input, the last one the end of the front: after its last layer with weights,
+    where the outputs are smallest. What comes after is the first trainable or random layer's name.
     """
     nodes = keras.Model(model.inputs, model.outputs)._nodes_by_depth  # a call of a layer each
     nodes = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
     uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
-    stops, has_weights = list(model.inputs), False
+    stops, last, after = list(model.inputs), 0, model.output_names[0]
     open_tensors = {}  # made, and not yet used by all that use them
     for node in nodes:
         if not is_fixed(node.operation) or node.outputs[0] is model.outputs[0]:
-            return stops, node.operation.name
+            after = node.operation.name
+            break
         uses.subtract(id(tensor) for tensor in node.input_tensors)
         open_tensors |= {id(tensor): tensor for tensor in node.outputs}
         open_tensors = {key: tensor for key, tensor in open_tensors.items() if uses[key]}
-        has_weights = has_weights or bool(getattr(node.operation, "weights", ()))
-        if has_weights and len(open_tensors) == 1:  # without, it costs less than to read a file
+        if getattr(node.operation, "weights", ()):
+            last = len(stops)
+        if (
+            last and len(open_tensors) == 1
+        ):  # before any weights, it costs less than to read a file
             stops += open_tensors.values()
-    return stops, model.output_names[0]
+    ends = range(min(last, len(stops) - 1), len(stops))
+    return stops[: min(ends, key=lambda end: count_bytes(stops[end])) + 1], after
+
+
+def count_bytes(tensor):
+    """Return how many bytes a symbolic tensor takes for one image."""
+    return math.prod(tensor.shape[1:]) * tf.as_dtype(tensor.dtype).size
 
 
 def is_fixed(operation):
@@ -1519,7 +1530,7 @@ def write_outputs(model, x, key, path, verbose):
     progress = keras.utils.Progbar(len(x), verbose=verbosity() if verbose == "auto" else verbose)
     try:
         with part.open("ab") as file:
-            row = math.prod(model.output_shape[1:]) * tf.as_dtype(model.output.dtype).size
+            row = count_bytes(model.outputs[0])
             done = file.tell() // row // at_once * at_once
             file.truncate(done * row)
             progress.add(done)

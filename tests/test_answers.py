@@ -351,6 +351,7 @@ def test_mistakes_are_the_surest_wrong_answers(finished, subset, tmp_path, monke
     assert drawn[5] == [f"true: {shown[y[i, 0]]}" for i in wrong]
 
 
+@pytest.mark.pictures
 def test_pairs_show_the_picture_where_it_looked_and_three_bars(finished, subset, tmp_path):
     model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")
     with np.load(subset) as file:

@@ -25,7 +25,7 @@ def first(few, weights, shared):
     """A directory with the outputs of a first run, and the arguments of that run."""
     arguments = ["--data", few, "--weights", weights, "--epochs", 2]
     directory, stdout = shared("first", lambda place: call(TRANSFER, *arguments, cwd=place)[0])
-    assert stdout.count(PASS.format("flatten")) == 3
+    assert stdout.count(PASS.format("block5_pool")) == 3
     return directory, arguments
 
 
@@ -53,7 +53,7 @@ def test_thawed_runs_keep_more_files(again):
     before = {path.name for path in directory.glob("*.features")}
     arguments = [*arguments, "--unfreeze", 1, "--fine-tune-epochs", 1]
     stdout, _ = call(TRANSFER, *arguments, cwd=directory)
-    assert PASS.format("flatten") not in stdout
+    assert PASS.format("block5_pool") not in stdout
     assert stdout.count(PASS.format("block4_pool")) == 3
     after = {path.name for path in directory.glob("*.features")}
     assert {name.split("-")[0] for name in after - before} == {"block4_pool"}
@@ -69,7 +69,7 @@ def test_thawed_run_makes_both_in_one_pass(few, weights, tmp_path):
     arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--unfreeze", 2]
     stdout, _ = call(TRANSFER, *arguments, "--fine-tune-epochs", 1, cwd=tmp_path)
     assert stdout.count(PASS.format("block3_pool")) == 3  # to train, validate, test with
-    assert stdout.count(PASS.format("flatten")) == 2  # tested once all is trained
+    assert stdout.count(PASS.format("block5_pool")) == 2  # tested once all is trained
 
 
 @pytest.mark.parametrize("flags", [["--preprocess"], ["--precision", "mixed_bfloat16"]])
@@ -77,7 +77,7 @@ def test_other_settings_replace_them(flags, again):
     directory, arguments = again
     before = {path.name for path in directory.glob("*.features")}
     stdout, _ = call(TRANSFER, *arguments, *flags, cwd=directory)
-    assert stdout.count(PASS.format("flatten")) == 3
+    assert stdout.count(PASS.format("block5_pool")) == 3
     after = {path.name for path in directory.glob("*.features")}
     assert len(after) == 3
     assert not after & before
@@ -94,7 +94,7 @@ def test_run_that_is_killed_half_way_is_gone_on_with(handful, weights, tmp_path)
     size = max(path.stat().st_size for path in (tmp_path / "alone").glob("*.features"))
     for share in (0, 0.8 * random.random(), 0.8):
         process = start(TRANSFER, *arguments, cwd=tmp_path / "killed")
-        pattern = f"part-*-{process.pid}-flatten-*.features"
+        pattern = f"part-*-{process.pid}-block5_pool-*.features"
         while not any(
             path.stat().st_size > share * size for path in (tmp_path / "killed").glob(pattern)
         ):
@@ -102,7 +102,7 @@ def test_run_that_is_killed_half_way_is_gone_on_with(handful, weights, tmp_path)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert not list((tmp_path / "killed").glob("flatten-*"))
+        assert not list((tmp_path / "killed").glob("block5_pool-*"))
     call(TRANSFER, *arguments, cwd=tmp_path / "killed")
     assert not list((tmp_path / "killed").glob("part-*"))
     for path in (tmp_path / "alone").glob("*.features"):

@@ -206,8 +206,8 @@ def names_of(stops):
 def test_front_ends_where_one_tensor_carries_everything():
     stops, after = find_front(make_branches())
     names = names_of(stops)
-    assert names[-2:] == ["add", "pool"]
-    assert names[-3] == "conv"
+    assert names[-1] == "pool"
+    assert names[1:] == ["conv", "add", "pool"]
     assert after == "head_norm"
     model = make_branches()
     model.get_layer("side").trainable = True
@@ -491,23 +491,23 @@ def test_file_that_is_not_whole_is_made_again(harm, passes, tmp_path):
 
 def test_other_files_stay(tmp_path):
     """Those of other layers, of a run that is still going, and of nobody knows whom."""
-    running = f"{transfer_vgg16.PART}{os.getpid()}-flatten-000000000000.features"
+    running = f"{transfer_vgg16.PART}{os.getpid()}-second-000000000000.features"
     for name in (
         "block5_pool-0123.features",
-        "flatten.txt",
+        "second.txt",
         running,
-        "part-x-1-flatten-1.features",
+        "part-x-1-second-1.features",
     ):
         (tmp_path / name).touch()
-    (tmp_path / "flatten-0123.features").touch()
+    (tmp_path / "second-0123.features").touch()
     predict(make_plain(), tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert "flatten-0123.features" not in left
+    assert "second-0123.features" not in left
     assert left > {
         "block5_pool-0123.features",
-        "flatten.txt",
+        "second.txt",
         running,
-        "part-x-1-flatten-1.features",
+        "part-x-1-second-1.features",
     }
 
 
@@ -549,7 +549,7 @@ def test_pass_that_is_broken_off_goes_on(whose, tmp_path, monkeypatch):
 def test_disk_without_room(tmp_path, monkeypatch):
     usage = transfer_vgg16.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(transfer_vgg16.shutil, "disk_usage", lambda path: usage)
-    sentence = rf"outputs of flatten need 0.0 GB on the disk, and 0.0 are free in {tmp_path}: .+"
+    sentence = rf"outputs of second need 0.0 GB on the disk, and 0.0 are free in {tmp_path}: .+"
     with pytest.raises(transfer_vgg16.Failure, match=sentence):
         FrozenOnce(make_plain(), tmp_path).predict(IMAGES, verbose=0)
     assert list(tmp_path.iterdir()) == []

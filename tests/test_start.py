@@ -8,29 +8,20 @@ from conftest import PREDICT, ROOT, TRANSFER, call, check_error, needs_posix, re
 
 import transfer_vgg16
 
-# ----- before the libraries are imported
+# ----- answers
 
 
-@pytest.fixture
-def poisoned(tmp_path):
-    """A directory for PYTHONPATH in which each library ends the process that imports it."""
-    (tmp_path / "poison").mkdir()
-    for name in ("tensorflow", "keras", "numpy", "matplotlib", "PIL", "psutil"):
-        (tmp_path / "poison" / f"{name}.py").write_text("import os\nos._exit(77)")
-    return str(tmp_path / "poison")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [TRANSFER, PREDICT])
-def test_answers_without_the_libraries(script, poisoned, tmp_path):
-    stdout, stderr = run(script, "--help", cwd=tmp_path, PYTHONPATH=poisoned)
+def test_help_and_a_mistyped_argument(script, tmp_path):
+    stdout, stderr = run(script, "--help", cwd=tmp_path)
     assert stderr == ""
     assert "--data" in stdout
-    stdout, stderr = run(script, "--dataa", "x", cwd=tmp_path, status=2, PYTHONPATH=poisoned)
+    stdout, stderr = run(script, "--dataa", "x", cwd=tmp_path, status=2)
     assert stdout == ""
     check_error(
         stderr, r"(unrecognized arguments: --dataa x|.+) \(--help explains the arguments\)"
     )
-    run(script, cwd=tmp_path, status=77, PYTHONPATH=poisoned)  # what poisons them works
 
 
 def test_help_explains_every_argument(capsys):
@@ -69,13 +60,15 @@ def test_import_that_fails_is_one_sentence(error, script, tmp_path):
     stdout, stderr = run(script, cwd=tmp_path, status=2, **fake)
     assert stdout == ""
     reason = re.search(r"'([^'\\\n]+)", error)[1]
-    check_error(stderr, rf"{reason}: activate .venv and run pip install -r requirements.txt")
+    check_error(
+        stderr, rf"a package is missing or broken \({reason}\): activate .venv and run pip .+"
+    )
 
 
 def test_library_that_is_missing_is_one_sentence(tmp_path):
     (tmp_path / "psutil.py").write_text("raise ModuleNotFoundError(\"No module named 'psutil'\")")
     _, stderr = run(TRANSFER, cwd=tmp_path, status=2, PYTHONPATH=str(tmp_path))
-    check_error(stderr, r"No module named 'psutil': activate .venv and run pip .+")
+    check_error(stderr, r"a package .+ \(No module named 'psutil'\): activate .venv .+")
 
 
 @needs_posix

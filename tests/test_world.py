@@ -691,7 +691,7 @@ def test_cifar10_as_its_authors_pack_it(form, tmp_path):
         with tarfile.open(tmp_path / form, "w:gz") as archive:
             archive.add(tmp_path / "around" / "cifar-10-batches-py", "cifar-10-batches-py")
     data = tmp_path / "around" / form if form.endswith("py") else tmp_path / form
-    (x_train, y_train), (x_test, y_test) = photos.load_cifar10(data)
+    (x_train, y_train), (x_test, y_test), _ = photos.load_arrays(data)
     assert (x_train == np.concatenate([arrays[name][0] for name in photos.BATCHES[:5]])).all()
     assert (x_test == arrays["test_batch"][0]).all()
     assert y_train[:, 0].tolist() == [1, 9, 0] * 5
@@ -709,7 +709,7 @@ def test_batches_that_would_run_code(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     (tmp_path / "a" / "test_batch").write_bytes(pickle.dumps({b"data": Trap()}))
-    told = sentence(photos.load_cifar10, tmp_path / "a")
+    told = sentence(photos.load_arrays, tmp_path / "a")
     assert "is not CIFAR-10 as its authors packed it for Python, or damaged (it would run " in told
     assert not (tmp_path / "ran").exists()
 
@@ -717,6 +717,6 @@ def test_batches_that_would_run_code(tmp_path):
 def test_another_archive_is_told(tmp_path):
     with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("cifar-100-python/train"), io.BytesIO())
-    told = sentence(photos.load_cifar10, tmp_path / "cifar-100-python.tar.gz")
+    told = sentence(photos.load_arrays, tmp_path / "cifar-100-python.tar.gz")
     assert "cifar-100-python.tar.gz is not CIFAR-10 as its authors packed it" in told
-    assert sentence(photos.load_cifar10, Path("no.tar.gz")).startswith("no.tar.gz does not exist")
+    assert sentence(photos.load_arrays, Path("no.tar.gz")).startswith("no.tar.gz does not exist")
