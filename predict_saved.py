@@ -12,9 +12,10 @@ python predict_saved.py --help             all arguments
 """
 
 import contextlib
+import functools
+import html
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -154,7 +155,8 @@ def read_notes(path):
     """Return what transfer_vgg16.py noted in the .keras file `path`, as a dict.
 
     class_names: list of str, or None; mirror: whether it was trained on mirror images as well;
-    temperature: see transfer_vgg16.temper(); test: its accuracy and on how many images, or None.
+    temperature: see transfer_vgg16.temper(); test: {"accuracy": float, "images": int} of its own
+    test images, or None.
     """
     notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
@@ -315,49 +317,9 @@ def serve(model, notes, host):
             found = False
         if not found:
             transfer_vgg16.fail("the page needs Gradio 6: pip install -r requirements-page.txt")
-        size, names = model.input_shape[1], notes["class_names"]
-        scale = math.ceil(256 / size)
-
-        def answer(path):
-            if path is None:  # the picture was taken away
-                return None, None, None
-            try:
-                image = transfer_vgg16.read_photo(Path(path), size)
-            except Exception as error:  # Pillow has other ones for each format
-                # Where it lies here is nobody's business
-                reason = str(error).replace(repr(path), Path(path).name)
-                reason = transfer_vgg16.first_line(reason)
-                raise gradio.Error(
-                    "画像として読めません。別のファイルを選んでください / "
-                    f"This is no picture that can be read: choose another file ({reason})",
-                    print_exception=False,
-                ) from None
-            probabilities = classify(model, notes, image[None])
-            best, mirror = probabilities.argmax(axis=1), notes["mirror"]
-            look = transfer_vgg16.highlight(model, image[None], best, mirror)[0]
-            larger = [one.repeat(scale, axis=0).repeat(scale, axis=1) for one in (image, look)]
-            return dict(zip(names, map(float, probabilities[0]), strict=True)), *larger
-
-        label = "写真 (20 MB まで) / Photo (up to 20 MB)"
-        picture = gradio.Image(type="filepath", label=label, image_mode=None)
-        picture.preprocess = lambda upload: upload and upload.path  # as it is: answer() reads it
-        page = gradio.Interface(
-            answer,
-            picture,
-            [
-                gradio.Label(num_top_classes=3, label="答え / Answer"),
-                gradio.Image(
-                    format="png", buttons=[], label="モデルに見える画像 / The model's view"
-                ),
-                gradio.Image(format="png", buttons=[], label="注目した場所 / Where it looked"),
-            ],
-            title="これは何? / What is this?",
-            live=True,
-            flagging_mode="never",
-            clear_btn=None,
-            concurrency_limit=2,
-            analytics_enabled=False,
-        )
+        size = model.input_shape[1]
+        answer_image(model, notes, transfer_vgg16.np.zeros((size, size, 3), "uint8"))  # warms up
+        page = lay_out_page(gradio, functools.partial(answer, model, notes), notes, uploads)
         try:
             socket.create_server((host, 0)).close()  # Gradio would wait for ever
             _, url, _ = page.launch(
@@ -369,6 +331,8 @@ def serve(model, notes, host):
                 prevent_thread_lock=True,
                 quiet=True,
                 ssr_mode=False,
+                css=PAGE_CSS,
+                js=PAGE_JS,
             )
         except (OSError, ValueError) as error:  # the second where a proxy hides this computer
             reason = transfer_vgg16.first_line(error)
@@ -383,13 +347,195 @@ def serve(model, notes, host):
             )
         # A browser that is closed during an upload is not the teacher's business
         logging.getLogger("uvicorn.error").setLevel("CRITICAL")
-        print(f"The page is at {url}: Ctrl-C here ends it")
+        print(f"The page is at {url}: Ctrl-C here ends it", flush=True)
+        examples = set(uploads.rglob("*"))  # nobody has uploaded anything yet
         try:
-            while True:  # not Gradio's delete_cache: it forgets uploads that were broken off
-                time.sleep(1)
-                delete_old_files(uploads, 90)
+            # Nor is what strangers send: Gradio would print a traceback for it
+            with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+                while True:  # not Gradio's delete_cache: it forgets uploads that were broken off
+                    time.sleep(1)
+                    delete_old_files(uploads, 90, examples)
         finally:
             page.close(verbose=False)
+
+
+def answer(model, notes, path):
+    """Return what the page shows for the picture in the file `path`, or why there is no answer.
+
+    A sentence; the probabilities {class name: float}; the picture as the model sees it, and where
+    it looked, uint8 RGB (size, size, 3). What there is not is None.
+    """
+    if path is None:  # the picture was taken away
+        return "", None, None, None
+    try:
+        image = transfer_vgg16.read_photo(Path(path), model.input_shape[1])
+    except Exception as error:  # Pillow has other ones for each format
+        # Where it lies here is nobody's business
+        reason = str(error).replace(repr(path), Path(path).name)
+        reason = transfer_vgg16.first_line(reason)
+        sentence = (
+            "画像として読めません。別のファイルを選んでください / "
+            f"This is no picture that can be read: choose another file ({reason})"
+        )
+        return html.escape(sentence), None, None, None
+    try:
+        return "", *answer_image(model, notes, image)
+    except Exception as error:
+        print(f"A picture got no answer: {transfer_vgg16.first_line(error)}", flush=True)
+        return "答えられませんでした / There was an error: try again", None, None, None
+
+
+def answer_image(model, notes, image):
+    """Return the last three values of answer() for the uint8 RGB array `image`."""
+    probabilities = classify(model, notes, image[None])
+    best = probabilities.argmax(axis=1)
+    look = transfer_vgg16.highlight(model, image[None], best, notes["mirror"])[0]
+    named = dict(zip(notes["class_names"], map(float, probabilities[0]), strict=True))
+    return named, image, look
+
+
+EXAMPLES = transfer_vgg16.DEMO_DATA
+
+PAGE_CSS = """
+.app {padding: 8px !important}
+main {gap: 8px !important; padding: 0 8px !important}
+h1 {margin: 0 !important}
+.prose {font-size: 18px !important}
+#seen, #looked {aspect-ratio: 1; max-height: calc(100vh - 310px)}
+#seen img, #looked img {width: 100%; height: 100%; object-fit: contain; object-position: top}
+#seen .icon-button-wrapper, #looked .icon-button-wrapper {display: none}
+#answer .confidence-set {font-size: 18px}
+#answer .bar {height: 12px}
+#examples .grid-container {grid-template-columns: repeat(5, 64px)}
+#examples .thumbnail-item {height: 64px; width: 64px}
+#message .prose {font-weight: bold; color: #c00}
+@media (max-width: 700px) {
+    h1 {font-size: 20px !important}
+    .prose {font-size: 14px !important}
+    #columns {flex-direction: column}
+    #left {display: contents}
+    #message, #answer {order: 1}
+    #right {order: 2}
+    #left .tabs, #examples {order: 3}
+    #pictures {flex-wrap: nowrap}
+}
+"""
+
+PAGE_JS = """() => document.addEventListener("paste", event => {
+    const input = document.querySelector("#photo input[type=file]");
+    if (input && event.clipboardData.files.length) {
+        input.files = event.clipboardData.files;
+        input.dispatchEvent(new Event("change", {bubbles: true}));
+    }
+})"""
+
+
+def lay_out_page(gradio, answer, notes, uploads):
+    """Return the page, a gradio.Blocks: what goes in and the answer, then the two pictures.
+
+    `answer` takes a path, and returns what answer() does; `uploads` is where uploaded files are.
+    """
+
+    def keep_path(upload):  # Gradio would decode the picture, which answer() does
+        if upload and not Path(upload.path).resolve().is_relative_to(uploads.resolve()):
+            raise gradio.Error("this file was not uploaded", print_exception=False)
+        return upload and upload.path
+
+    def answer_example(event: gradio.SelectData):
+        return answer(examples[event.index])
+
+    def show_picture(caption, name):
+        with gradio.Column(min_width=150):
+            gradio.HTML(caption)
+            return gradio.Image(
+                format="png", buttons=[], show_label=False, container=False, elem_id=name
+            )
+
+    title, examples = "これは何? / What is this?", save_examples(notes["class_names"], uploads)
+    with gradio.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+        gradio.HTML(f"<h1>{title}</h1>{html.escape(describe(notes))}", elem_id="known")
+        with gradio.Row(elem_id="columns"):
+            with gradio.Column(scale=1, min_width=320, elem_id="left"):
+                with gradio.Tab("写真 / Photo"):
+                    photo = gradio.Image(
+                        type="filepath",
+                        show_label=False,
+                        height=200,
+                        elem_id="photo",
+                        placeholder="写真を置く、Ctrl+V / Drop or paste a photo (20 MB)",
+                    )
+                with gradio.Tab("カメラ / Live camera"):
+                    camera = gradio.Image(
+                        type="filepath",
+                        streaming=True,
+                        show_label=False,
+                        height=200,
+                        elem_id="camera",
+                    )
+                message = gradio.HTML(elem_id="message")
+                label = gradio.Label(num_top_classes=3, show_label=False, elem_id="answer")
+            with gradio.Column(scale=3, elem_id="right"):
+                with gradio.Row(elem_id="pictures"):
+                    seen = show_picture("モデルに見える画像 / What the model sees", "seen")
+                    looked = show_picture("注目した場所 / Where it looked", "looked")
+                with gradio.Row():
+                    gradio.HTML(
+                        "赤いほど、答えの根拠になった場所です / Red: what spoke for the answer"
+                    )
+                    gallery = gradio.Gallery(
+                        examples,
+                        columns=5,
+                        height=82,
+                        allow_preview=False,
+                        buttons=[],
+                        show_label=False,
+                        container=False,
+                        visible=bool(examples),
+                        elem_id="examples",
+                    )
+        photo.preprocess = camera.preprocess = keep_path
+        shown, quiet = [message, label, seen, looked], {"show_progress": "hidden"}
+        asked = photo.input(answer, photo, shown, api_name="answer", concurrency_limit=2, **quiet)
+        quiet["api_visibility"] = "private"
+        asked.then(lambda: None, None, photo, **quiet)  # makes room for the next one
+        gallery.select(answer_example, None, shown, **quiet)
+        # Of the frames that come in while it computes, only the last one counts
+        camera.stream(
+            answer,
+            camera,
+            shown,
+            stream_every=1,
+            time_limit=None,
+            concurrency_limit=4,
+            **quiet,
+        )
+    return page
+
+
+def save_examples(class_names, directory):
+    """Save a test picture of each of five classes into `directory`; return the paths.
+
+    There are some for a model of the clip art in data/ only.
+    """
+    np, paths = transfer_vgg16.np, []
+    with contextlib.suppress(OSError), np.load(EXAMPLES) as data:
+        if list(data["class_names"]) == class_names:
+            for label in range(5):
+                first = data["x_test"][data["y_test"].ravel() == label][0]
+                paths.append(directory / f"example-{label}.png")
+                transfer_vgg16.Image.fromarray(first).save(paths[-1])
+    return paths
+
+
+def describe(notes):
+    """Return which classes the model knows, and how many of its own test pictures it got right."""
+    names, test = notes["class_names"], notes["test"]
+    known = ", ".join(names[:20]) + (f" … ({len(names)})" if len(names) > 20 else "")
+    text = f"知っているクラス / It knows: {known}"
+    if test:
+        right = f"{test['accuracy']:.0%} ({test['images']:,})"
+        text += f" — テスト画像での正解率 / Right for its own test pictures: {right}"
+    return text
 
 
 @contextlib.contextmanager
@@ -424,9 +570,9 @@ def upload_directory(host):
             signal.signal(number, handler)
 
 
-def delete_old_files(directory, seconds):
-    """Delete the files in `directory` and below that were last written `seconds` ago or more."""
-    for path in directory.rglob("*"):
+def delete_old_files(directory, seconds, keep=()):
+    """Delete the files below `directory` that were written `seconds` ago or more, but `keep`."""
+    for path in set(directory.rglob("*")) - set(keep):
         with contextlib.suppress(OSError):  # on Windows, one that is still open
             if path.is_file() and path.stat().st_mtime < time.time() - seconds:
                 path.unlink()

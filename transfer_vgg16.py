@@ -1945,24 +1945,26 @@ def explain(model, images, classes, mirror=False):
     Source: Draelos & Carin, https://arxiv.org/abs/2011.08891
     """
     to_grid, from_grid = split_at_grid(model)
-    last, maps = model.layers[-1], 0
-    for step in (1, -1) if mirror else (1,):  # along the rows: as they are, mirrored
-        parts = []
-        for first in range(0, len(images), 5):  # few at once, as these outputs are large
-            view = images[first : first + 5, :, ::step]
-            activations = to_grid(view, training=False)
-            with tf.GradientTape() as tape:
-                tape.watch(activations)
-                features = tf.cast(from_grid(activations, training=False), "float32")
-                # The logits, as a certain answer's probability has no gradients
-                logits = features @ last.kernel + last.bias
-                score = tf.gather(logits, classes[first : first + 5], batch_dims=1)
-            gradients = tape.gradient(score, activations)
-            products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
-            products = tf.reduce_sum(products, axis=-1, keepdims=True)
-            parts.append(tf.image.resize(products, (8, 8), "area"))
-        maps += tf.concat(parts, axis=0)[:, :, ::step]
-    maps = tf.image.resize(tf.nn.relu(maps), images.shape[1:3]).numpy()[..., 0]
+    last, parts = model.layers[-1], []
+    for first in range(0, len(images), 5):  # few at once, as these outputs are large
+        view, wanted = images[first : first + 5], classes[first : first + 5]
+        count = len(view)
+        if mirror:
+            view, wanted = np.concatenate([view, view[:, :, ::-1]]), np.tile(wanted, 2)
+        activations = to_grid(view, training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(activations)
+            features = tf.cast(from_grid(activations, training=False), "float32")
+            # The logits, as a certain answer's probability has no gradients
+            logits = features @ last.kernel + last.bias
+            score = tf.gather(logits, wanted, batch_dims=1)
+        gradients = tape.gradient(score, activations)
+        products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
+        products = tf.reduce_sum(products, axis=-1, keepdims=True)
+        fields = tf.image.resize(products, (8, 8), "area")
+        parts.append(fields[:count] + fields[count:, :, ::-1] if mirror else fields)
+    maps = tf.nn.relu(tf.concat(parts, axis=0))
+    maps = tf.image.resize(maps, images.shape[1:3]).numpy()[..., 0]
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-30)
 
 

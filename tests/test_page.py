@@ -1,7 +1,9 @@
 """The page of predict_saved.py --serve, in a real browser that reaches nothing else."""
 
 import base64
+import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -10,14 +12,18 @@ import socket
 import sys
 import time
 import types
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
-from conftest import PREDICT, call, check_error, run, start
+from conftest import PREDICT, call, check_error, make_model, run, start
 from PIL import Image
 from pillow_heif import register_heif_opener
+
+import predict_saved
+import transfer_vgg16
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("gradio", "playwright") if not importlib.util.find_spec(name)]
@@ -86,74 +92,176 @@ def answers(finished, *photos):
     return [re.findall(r"(?:^|, )(.+?) ([\d.]+)%", line) for line in lines]
 
 
-def drop(tab, path):
-    """Drop the file `path` on the page, as from a file manager."""
-    transfer = tab.evaluate_handle(
-        """([data, name]) => {
-            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], name, {type: "image/png"}));
-            return transfer;
-        }""",
-        [base64.b64encode(path.read_bytes()).decode(), path.name],
-    )
-    tab.dispatch_event("button:has(input[type=file])", "drop", {"dataTransfer": transfer})
+@contextlib.contextmanager
+def browse(page, outside=None, width=1366, height=768):
+    """Yield a tab of a browser with a camera of its own that shows the page.
 
-
-@pytest.mark.slow
-@needs_browser
-def test_photos_in_a_browser(page, finished, photos, tmp_path):
-    """A photo, a broken one, too large a one, another photo: without reloading."""
-    from playwright.sync_api import expect, sync_playwright
-
-    (tmp_path / "broken.png").write_bytes(photos[0].read_bytes()[:300])
-    (tmp_path / "large.png").write_bytes(photos[0].read_bytes() + bytes(21_000_000))
-    expected = answers(finished, photos[0], photos[1])
-    assert expected[0] != expected[1]
-    outside = []
+    What it asks of other computers is refused, and listed in `outside`.
+    """
+    from playwright.sync_api import sync_playwright
 
     def forward(route):
         if route.request.url.startswith((page.url, "data:", "blob:")):
             return route.continue_()
-        outside.append(route.request.url)
+        if outside is not None:
+            outside.append(route.request.url)
         return route.abort()
 
-    def check(answer):
-        for name, percent in answer:
-            row = tab.locator("[data-testid$=-label-output]:visible, dl:visible", has_text=name)
-            expect(row.first).to_be_visible()
-            near = f"{round(float(percent))}%"
-            expect(tab.locator("body")).to_contain_text(near, timeout=20_000)
-        assert [name for name, _ in answer] == tab.locator("dt").all_inner_texts()
-
+    flags = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+    flags += ["--use-fake-ui-for-media-stream"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        tab.set_default_timeout(30_000)
         tab.route("**/*", forward)
         tab.goto(page.url)
-        expect(tab.get_by_role("heading", name="これは何? / What is this?")).to_be_visible()
-        drop(tab, photos[0])
-        check(expected[0])
-        tab.screenshot(path=tmp_path / "page.png")
-        for name, sentence in (("broken.png", BROKEN), ("large.png", TOO_LARGE)):
-            tab.get_by_label("Remove Image").click()
-            drop(tab, tmp_path / name)
-            expect(tab.get_by_text(sentence).first).to_be_visible(timeout=20_000)
-        drop(tab, photos[1])
-        check(expected[1])
-        assert tab.locator("img").count() >= 3
+        tab.get_by_role("heading", name="これは何? / What is this?").wait_for()
+        yield tab
         browser.close()
+
+
+def drop(tab, path, event="drop"):
+    """Drop the file `path` on the page, as from a file manager, or paste it."""
+    tab.evaluate(
+        """([data, name, event]) => {
+            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, {type: "image/png"}));
+            if (event == "paste")
+                document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer}));
+            else
+                document.querySelector("#photo button:has(input[type=file])").dispatchEvent(
+                    new DragEvent("drop", {dataTransfer: transfer, bubbles: true}));
+        }""",
+        [base64.b64encode(path.read_bytes()).decode(), path.name, event],
+    )
+
+
+def check(tab, answer):
+    """Wait until the page gives this answer, with both pictures, and nothing of what went in."""
+    from playwright.sync_api import expect
+
+    expect(tab.locator("#answer dt")).to_have_text([name for name, _ in answer])
+    percentages = [f"{float(percent):.0f}%" for _, percent in answer]
+    expect(tab.locator("#answer dd")).to_have_text(percentages)
+    expect(tab.locator("#message")).to_have_text("")
+    for name in ("seen", "looked"):
+        picture = tab.locator(f"#{name} img")
+        expect(picture).to_be_visible()
+        tab.wait_for_function(f"document.querySelector('#{name} img').naturalWidth > 0")
+    expect(tab.locator("#photo img")).to_have_count(0)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_photos_in_a_browser(page, finished, photos, tmp_path):
+    """Photos, a broken one, too large a one, another photo, one that is pasted: no reloading."""
+    from playwright.sync_api import expect
+
+    (tmp_path / "broken.png").write_bytes(photos[0].read_bytes()[:300])
+    (tmp_path / "large.png").write_bytes(photos[0].read_bytes() + bytes(21_000_000))
+    heic = next(path for path in photos if path.suffix == ".heic")
+    portrait = tmp_path / "..portrait.png"
+    Image.open(photos[3]).resize((300, 2000)).save(portrait)
+    chosen = [photos[0], heic, photos[1], portrait, photos[5]]
+    expected = dict(zip(chosen, answers(finished, *chosen), strict=True))
+    assert expected[photos[0]] != expected[photos[1]]
+    outside = []
+    with browse(page, outside) as tab:
+        for path in (photos[0], heic):
+            drop(tab, path)
+            check(tab, expected[path])
+        tab.screenshot(path=tmp_path / "page.png")
+        drop(tab, tmp_path / "broken.png")
+        expect(tab.get_by_text(BROKEN)).to_have_count(1)
+        expect(tab.locator("#seen img, #looked img, #answer dt")).to_have_count(0)
+        drop(tab, photos[1])
+        check(tab, expected[photos[1]])
+        drop(tab, tmp_path / "large.png")
+        expect(tab.get_by_text(TOO_LARGE)).to_have_count(1)
+        drop(tab, portrait)
+        check(tab, expected[portrait])
+        for name in ("Upload file", "Capture from camera"):
+            expect(tab.locator("#photo").get_by_label(name)).to_be_in_viewport()
+        drop(tab, photos[5], "paste")
+        check(tab, expected[photos[5]])
     assert outside == []
     assert np.asarray(Image.open(tmp_path / "page.png").convert("L")).std() > 10
     assert page.end() == (130, "stopped\n", [])
 
 
+@needs_browser
 @pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1366, 768), (1920, 1080), (390, 844)])
+def test_everything_is_seen_at_once(width, height, page, finished, photos):
+    """On a projector nothing is below the fold, the pictures are large and side by side.
+
+    On a phone, the answer comes first, then the pictures.
+    """
+    with browse(page, width=width, height=height) as tab:
+        drop(tab, photos[0])
+        check(tab, answers(finished, photos[0])[0])
+        boxes = {
+            name: tab.locator(f"#{name}").bounding_box()
+            for name in ("photo", "answer", "seen", "looked")
+        }
+        fold = tab.evaluate("document.documentElement.scrollHeight") <= height
+    assert boxes["seen"]["y"] == boxes["looked"]["y"]
+    assert boxes["seen"]["x"] + boxes["seen"]["width"] <= boxes["looked"]["x"]
+    if width > 700:
+        assert fold
+        assert min(boxes["seen"]["width"], boxes["seen"]["height"]) >= 0.55 * height
+        assert boxes["photo"]["width"] < 0.3 * width
+    else:
+        assert boxes["answer"]["y"] + boxes["answer"]["height"] <= boxes["seen"]["y"]
+        assert boxes["looked"]["y"] + boxes["looked"]["height"] <= height
+        assert boxes["photo"]["y"] > boxes["seen"]["y"]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_live_camera(page):
+    """The answer follows the camera by itself, and stops with it; a snapshot is one answer."""
+    from playwright.sync_api import expect
+
+    def wait_for_another(seconds=20):
+        tab.wait_for_function(
+            "old => document.querySelector('#seen img')?.src != old",
+            arg=tab.evaluate("document.querySelector('#seen img')?.src"),
+            timeout=1000 * seconds,
+        )
+
+    with browse(page) as tab:
+        tab.get_by_role("tab", name="Live camera").click()
+        tab.locator("#camera").get_by_title("grant webcam access").locator("button").click()
+        button = tab.locator("#camera").get_by_label("capture photo")
+        button.click()
+        for _ in range(3):
+            wait_for_another()
+        began = time.monotonic()
+        for _ in range(5):
+            wait_for_another()
+        assert time.monotonic() - began > 2  # about one a second, or fewer: frames are dropped
+        expect(tab.locator("#answer dt")).to_have_count(3)
+        button.click()
+        tab.wait_for_timeout(5000)  # the last one is answered
+        last = tab.locator("#seen img").get_attribute("src")
+        tab.wait_for_timeout(5000)
+        assert tab.locator("#seen img").get_attribute("src") == last
+
+        tab.get_by_role("tab", name="Photo").click()
+        tab.get_by_label("Capture from camera").click()
+        tab.locator("#photo").get_by_title("grant webcam access").locator("button").click()
+        tab.locator("#photo").get_by_label("capture photo").click()
+        wait_for_another()
+    assert page.end() == (130, "stopped\n", [])
+
+
 @needs_gradio
+@pytest.mark.slow
 def test_two_hundred_requests(page, finished, photos, tmp_path):
     """Four at a time, good and broken mixed: each is answered rightly, memory does not grow."""
     from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
 
     (tmp_path / "broken.png").write_bytes(photos[0].read_bytes()[:300])
     expected = answers(finished, *photos)
@@ -161,13 +269,16 @@ def test_two_hundred_requests(page, finished, photos, tmp_path):
     process = psutil.Process(page.process.pid)
 
     def ask(i):
+        path = tmp_path / "broken.png" if i % 5 == 4 else photos[i % 10]
+        sentence, answer, *pictures = client.predict(handle_file(path), api_name="/answer")
         if i % 5 == 4:
-            with pytest.raises(AppError, match=BROKEN):
-                client.predict(handle_file(tmp_path / "broken.png"), api_name="/answer")
+            assert BROKEN in sentence
+            assert pictures == [None, None]
             return
-        answer = client.predict(handle_file(photos[i % 10]), api_name="/answer")[0]
         found = [(one["label"], f"{one['confidence']:.1%}") for one in answer["confidences"]]
         assert found == [(name, f"{percent}%") for name, percent in expected[i % 10]]
+        assert sentence == ""
+        assert None not in pictures
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(20)))
@@ -261,18 +372,84 @@ def test_next_page_deletes_what_a_killed_one_left(page, finished, photos, tmp_pa
 def test_what_is_no_picture(page, tmp_path):
     """The sentence names the file, not the server's directory; a program is not run."""
     from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
 
     client = Client(page.url, verbose=False, download_files=False)
     Image.new("RGB", (50, 50)).save(tmp_path / "drawing.eps")
-    (tmp_path / "text.png").write_text("no picture")
-    for name, reason in (("drawing.eps", "EPS files are not read"), ("text.png", "text.png")):
-        with pytest.raises(AppError, match=rf"{BROKEN} \([^/]*{reason}\)"):
-            client.predict(handle_file(tmp_path / name), api_name="/answer")
+    (tmp_path / "<b>text.png").write_text("no picture")
+    reasons = {"drawing.eps": "EPS files are not read", "<b>text.png": "text.png"}
+    for name, reason in reasons.items():
+        sentence = client.predict(handle_file(tmp_path / name), api_name="/answer")[0]
+        assert re.search(rf"{BROKEN} \([^/<]*{reason}.*\)", sentence)
 
 
 @pytest.mark.slow
 @needs_gradio
+def test_bad_calls_print_nothing_and_read_no_other_file(page, photos, tmp_path):
+    """What strangers send ends with an error for them; odd file names are answered."""
+    from gradio_client import Client, handle_file
+
+    url = f"{page.url}gradio_api/call/answer"
+
+    def ask(data):
+        body = json.dumps({"data": data}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as response:
+            event = json.load(response)["event_id"]
+        with urllib.request.urlopen(f"{url}/{event}", timeout=60) as response:
+            return response.read().decode()
+
+    mark = {"_type": "gradio.FileData"}
+    private = tmp_path / "private.png"
+    Image.open(photos[0]).save(private)
+    for data in ([], ["x"], [1, 2], [{"path": str(private)}, 1], [{"path": 5, "meta": mark}]):
+        assert "event: error" in ask(data)
+    assert "this file was not uploaded" in ask([{"path": str(private)}])
+    assert "event: error" in ask([{"path": str(private), "meta": mark}])
+    client = Client(page.url, verbose=False, download_files=False)
+    for name in ("..a.png", "....png", "a..b.png", "写真 #1.png"):
+        shutil.copy(private, tmp_path / name)
+        sentence, *_, looked = client.predict(handle_file(tmp_path / name), api_name="/answer")
+        assert sentence == ""
+        assert looked is not None
+    assert page.end() == (130, "stopped\n", [])
+
+
+def test_what_the_page_knows_is_said():
+    notes = {"class_names": ["猫", "<b>"], "test": None}
+    assert predict_saved.describe(notes) == "知っているクラス / It knows: 猫, <b>"
+    notes["test"] = {"accuracy": 0.5272, "images": 10000}
+    assert predict_saved.describe(notes).endswith("test pictures: 53% (10,000)")
+    notes["class_names"] = [str(i) for i in range(300)]
+    assert "18, 19 … (300)" in predict_saved.describe(notes)
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.skipif(not predict_saved.EXAMPLES.exists(), reason="there is no clip art")
+def test_examples_to_click(tmp_path):
+    """For a model of the clip art, and still after the time in which uploads are deleted."""
+    from playwright.sync_api import expect
+
+    with np.load(predict_saved.EXAMPLES) as data:
+        notes = {"class_names": [str(name) for name in data["class_names"]]}
+        notes["test"] = {"accuracy": 0.5, "images": 182}
+    transfer_vgg16.save_model(make_model(), notes, tmp_path / "model.keras")
+    page = Page(tmp_path / "model.keras", tmp_path)
+    time.sleep(100)
+    with browse(page) as tab:
+        expect(tab.get_by_text("50% (182)")).to_be_visible()
+        pictures = tab.locator("#examples img")
+        expect(pictures).to_have_count(5)
+        for i in range(5):
+            assert pictures.nth(i).evaluate("picture => picture.naturalWidth") == 32
+        pictures.nth(3).click()
+        expect(tab.locator("#answer dt")).to_have_count(3)
+        expect(tab.locator("#seen img")).to_be_visible()
+    assert page.end() == (130, "stopped\n", [])
+
+
+@needs_gradio
+@pytest.mark.slow
 def test_open_host_is_told(finished, tmp_path):
     page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, "--host", "0.0.0.0")
     assert (
