@@ -23,6 +23,7 @@ import socket
 import sys
 import tempfile
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -166,7 +167,8 @@ def read_notes(path):
             if f"{name}.json" in archive.namelist():
                 notes[name] = json.loads(archive.read(f"{name}.json"))
     if notes["class_names"]:  # in an older model, as its directories' names were written
-        notes["class_names"] = list(map(transfer_vgg16.name_class, notes["class_names"]))
+        names = [unicodedata.normalize("NFC", name).strip() for name in notes["class_names"]]
+        notes["class_names"] = names
     return notes
 
 

@@ -786,8 +786,11 @@ def name_some(names):
 
 def printable(path):
     r"""Return a path or name as text, with \n for a line's end, and \x.. for no UTF-8."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
+
+    def escape(found):
+        return ascii(found[0])[1:-1].replace(r"\udc", r"\x")  # as Python has such bytes in texts
+
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]", escape, str(path))
 
 
 def name_class(name):
