@@ -15,12 +15,15 @@ from conftest import (
     call,
     copy_features,
     list_written,
+    make_model,
     read_figures,
     read_history,
     read_result,
     run,
 )
 from PIL import Image
+
+import transfer_vgg16
 
 # Measured with tests/article.py on a JPEG copy of CIFAR-10, seed 0:
 # accuracy, loss, val_accuracy, val_loss of each epoch; then the test images' loss and accuracy.
@@ -176,17 +179,19 @@ def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
     assert read_history(tmp_path) != read_history(finished[0])
 
 
-def test_weights_as_keras_keeps_them(few, weights, tmp_path):
+def test_weights_as_keras_keeps_them(weights, tmp_path):
     """Keras downloads the weights in its older .h5 format."""
     base = keras.applications.VGG16(
         include_top=False, weights=str(weights), input_shape=(32, 32, 3)
     )
     base.save(tmp_path / "older.h5")
-    histories = []
-    for file in (weights, tmp_path / "older.h5"):
-        call(TRANSFER, "--data", few, "--weights", file, "--epochs", 1, cwd=tmp_path)
-        histories.append(read_history(tmp_path))
-    assert histories[0] == histories[1]
+    again = keras.applications.VGG16(
+        include_top=False,
+        weights=transfer_vgg16.find_weights(tmp_path / "older.h5"),
+        input_shape=(32, 32, 3),
+    )
+    for ours, theirs in zip(again.get_weights(), base.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_first_fifth_validates(handful, weights, tmp_path):
@@ -204,35 +209,31 @@ def test_first_fifth_validates(handful, weights, tmp_path):
 
 
 @pytest.mark.pictures
-def test_one_epoch_makes_a_plot(few, weights, tmp_path):
-    arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--batch-size", 7]
-    call(TRANSFER, *arguments, cwd=tmp_path)
+def test_one_epoch_makes_a_plot(tmp_path):
+    history = {name: [0.5] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
+    transfer_vgg16.plot_history(history, tmp_path)
     assert len(read_history(tmp_path)) == 1
     assert np.asarray(Image.open(tmp_path / "loss.png").convert("L")).std() > 1
 
 
-def check_run_without_graphviz(stdout, stderr, directory):
-    assert stderr == ""
-    assert re.search("^transfer_learning_vgg16_cifar10.png was not drawn: .+$", stdout, re.M)
-    assert not (directory / "transfer_learning_vgg16_cifar10.png").exists()
-    assert "正解: [" in stdout
-
-
-def test_run_goes_on_without_graphviz(few, weights, tmp_path, monkeypatch):
-    def model_to_dot(*arguments, **settings):
-        raise ImportError("no pydot here")
-
-    monkeypatch.setattr(keras.utils, "model_to_dot", model_to_dot)
-    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
-    check_run_without_graphviz(*call(TRANSFER, *arguments, cwd=tmp_path), tmp_path)
+@pytest.mark.pictures
+def test_model_is_not_drawn_without_graphviz(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("keras.src.utils.model_visualization.pydot", None)
+    transfer_vgg16.draw_model(make_model(), tmp_path / "model.png")
+    path = re.escape(str(tmp_path / "model.png"))
+    assert re.fullmatch(rf"{path} was not drawn: .*pydot.*\n", capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_run_in_a_process_goes_on_without_graphviz(few, weights, tmp_path):
+def test_run_goes_on_without_graphviz(few, weights, tmp_path):
     (tmp_path / "pydot.py").write_text("raise ImportError('no pydot here')")
     arguments = ["--data", few, "--weights", weights, "--epochs", 1]
-    printed = run(TRANSFER, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    check_run_without_graphviz(*printed, tmp_path)
+    stdout, stderr = run(TRANSFER, *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert stderr == ""
+    assert re.search("^transfer_learning_vgg16_cifar10.png was not drawn: .+$", stdout, re.M)
+    assert not (tmp_path / "transfer_learning_vgg16_cifar10.png").exists()
+    assert "正解: [" in stdout
 
 
 def check_console_without_japanese(stdout, stderr):

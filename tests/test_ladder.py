@@ -31,7 +31,7 @@ FLAGS = ["--preprocess", "--optimizer", "adam", "--epochs", 2, "--fine-tune-epoc
 # ----- what VGG16 is given
 
 
-@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("size", [48, pytest.param(32, marks=pytest.mark.slow)])
 def test_vgg16_gets_preprocessed_and_enlarged_images(size, few, weights, tmp_path):
     """The stored features are those of plain Keras, given what its VGG16 was trained on."""
     arguments = ["--data", few, "--weights", weights, "--epochs", 1]
@@ -274,12 +274,16 @@ def test_test_images_are_averaged_with_their_mirror_images(finished, few, weight
     assert "averaged" not in call(PREDICT, "--data", few, cwd=finished[0])[0]
 
 
-def test_one_line_names_the_settings(few, weights, tmp_path):
+def test_one_line_names_the_settings(finished, capsys):
     """Those that were given, and those that were not."""
-    arguments = ["--data", few, "--weights", weights, "--optimizer", "adam", "--epochs", 1]
-    stdout, _ = call(TRANSFER, *arguments, "--seed", 3, cwd=tmp_path)
+    arguments = ["--optimizer", "adam", "--epochs", "1", "--seed", "3"]
+    transfer_vgg16.print_settings(transfer_vgg16.parse_arguments(arguments))
     line = "settings: image-size 32, preprocess False, mirror False, optimizer adam, epochs 1, "
-    assert f"\n{line}learning-rate 0.001, batch-size 32, precision float32, seed 3\n" in stdout
+    line += "learning-rate 0.001, batch-size 32, precision float32, seed 3\n"
+    assert capsys.readouterr().out == line
+    line = "settings: image-size 32, preprocess False, mirror False, optimizer sgd, epochs 3, "
+    line += "learning-rate 0.0001, batch-size 32, precision float32, seed 0\n"
+    assert f"\n{line}" in finished[1]
 
 
 # ----- every rung's model
@@ -410,7 +414,7 @@ def test_bad_argument(arguments, sentence, tmp_path):
 
 
 def test_diverging_fine_tuning(few, weights, tmp_path):
-    arguments = ["--data", few, "--weights", weights, "--unfreeze", 5, *FLAGS]
+    arguments = ["--data", few, "--weights", weights, "--unfreeze", 1, *FLAGS]
     arguments += ["--fine-tune-learning-rate", "1e30"]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
     check_error(stderr, r"the loss became infinite or NaN in epoch \d: lower --fine-tune-.+-rate")

@@ -38,7 +38,7 @@ def save_photos(directory, images, count, start=0, **classes):
 @pytest.fixture(scope="module")
 def photos(images, tmp_path_factory):
     directory = tmp_path_factory.mktemp("photos")
-    return save_photos(directory / "写真 1", images, 40, automobile=1, 馬=7)
+    return save_photos(directory / "写真 1", images, 24, automobile=1, 馬=7)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def answers(stdout):
 def test_two_classes_with_default_settings(trained):
     directory, stdout = trained
     assert "image-size 128, preprocess True, mirror True, optimizer adam, epochs 20" in stdout
-    assert "80 pictures in 2 classes" in stdout
+    assert "48 pictures in 2 classes" in stdout
     assert read_result(stdout)[1] > 0.75
     assert {path.name for path in directory.iterdir()} >= {
         "predictions.png",
@@ -94,8 +94,9 @@ def evaluate(directory, photos, part):
 
 
 @pytest.mark.parametrize("flags, part", [([], "test"), (["--all"], None)])
-def test_companion_evaluates_on_photos(flags, part, trained, photos):
+def test_companion_evaluates_on_photos(flags, part, trained, images, tmp_path):
     directory, _ = trained
+    photos = save_photos(tmp_path / "photos", images, 8, start=24, automobile=1, 馬=7)
     printed, stderr = call(PREDICT, "--data", photos, *flags, cwd=directory)
     assert stderr == ""
     assert read_result(printed) == pytest.approx(evaluate(directory, photos, part), rel=1e-4)
@@ -106,7 +107,7 @@ def test_a_folder_that_has_grown_is_tested_on_what_no_training_saw(
 ):
     files, _ = transfer_vgg16.find_photos(photos)
     grown = shutil.copytree(photos, tmp_path / "grown")
-    save_photos(grown, images, 30, start=40, automobile=1, 馬=7)
+    save_photos(grown, images, 12, start=24, automobile=1, 馬=7)
     tested = {path.name for path, _ in transfer_vgg16.find_photos(grown)[0]["test"]}
     assert len(tested) > len(files["test"])
     assert not tested & {path.name for path, _ in files["train"] + files["validation"]}
@@ -146,7 +147,7 @@ def test_bad_directory(images, tmp_path):
 
 def test_companion_gives_the_model_s_probabilities(trained, images, tmp_path):
     directory, _ = trained
-    for i, image in enumerate(images["x_test"][:30]):
+    for i, image in enumerate(images["x_test"][:10]):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
     pictures = [transfer_vgg16.read_photo(path, 128) for path in sorted(tmp_path.iterdir())]
     stdout, stderr = call(PREDICT, tmp_path, cwd=directory)
@@ -158,7 +159,7 @@ def test_companion_gives_the_model_s_probabilities(trained, images, tmp_path):
     expected = model.predict(np.array(pictures), verbose=0) + model.predict(mirrored, verbose=0)
     expected = transfer_vgg16.temper(expected / 2, notes["temperature"]) * 100
     printed = answers(stdout)
-    assert list(printed) == [str(tmp_path / f"{i:02}.png") for i in range(30)]
+    assert list(printed) == [str(tmp_path / f"{i:02}.png") for i in range(10)]
     for found, shares in zip(printed.values(), expected, strict=True):
         assert [share for _, share in found] == sorted((s for _, s in found), reverse=True)
         assert dict(found) == pytest.approx(
@@ -225,8 +226,9 @@ def test_twenty_kinds_of_files(files, trained):
     assert len(printed) == 20
     assert {name for name, _ in printed["01"]} == {"automobile", "馬"}
     pixels = [transfer_vgg16.read_photo(file, 128).astype(int) for file in sorted(files.iterdir())]
-    for number in (2, 3, 4, 5, 6, 9, 10, 11, 12, 13):  # as the first, but for scaling and loss
-        assert np.abs(pixels[number - 1] - pixels[0]).mean() < 9, number
+    assert np.corrcoef(pixels[0].flat, pixels[1].flat)[0, 1] > 0.9  # as they are scaled
+    for number in (3, 4, 5, 6, 9, 10, 11, 12, 13):  # as the second, but for scaling and loss
+        assert np.abs(pixels[number - 1] - pixels[1]).mean() < 9, number
     for found in printed.values():
         assert found[0][0] == "馬"
     assert dict(printed["06"]) == pytest.approx(dict(printed["07"]), abs=3)  # lossy files
@@ -264,9 +266,10 @@ def test_broken_file_among_good_ones(files, trained, tmp_path):
 @pytest.mark.pictures
 def test_figure(files, trained, tmp_path):
     directory, _ = trained
-    stdout, stderr = call(PREDICT, "--figure", tmp_path / "out.png", files, cwd=directory)
+    pictures = sorted(files.iterdir())[:6]  # in two rows
+    stdout, stderr = call(PREDICT, "--figure", tmp_path / "out.png", *pictures, cwd=directory)
     assert stderr == ""
-    assert len(answers(stdout)) == 20
+    assert len(answers(stdout)) == 6
     assert np.asarray(Image.open(tmp_path / "out.png").convert("L")).std() > 10
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
@@ -547,7 +550,8 @@ def test_many_classes_and_names_that_no_font_has(images, weights, tmp_path):
     photos = tmp_path / "photos"
     for i, name in enumerate(names):
         save_photos(photos, images, 12, **{name: i % 10})
-    arguments = ["--data", photos, "--weights", weights, "--epochs", 1, "--image-size", 48]
+    arguments = ["--data", photos, "--weights", weights, "--epochs", 1]
+    arguments += ["--image-size", 48, "--no-mirror"]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
     shutil.rmtree(photos)

@@ -65,6 +65,7 @@ def test_import_that_fails_is_one_sentence(error, script, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_library_that_is_missing_is_one_sentence(tmp_path):
     (tmp_path / "psutil.py").write_text("raise ModuleNotFoundError(\"No module named 'psutil'\")")
     _, stderr = run(TRANSFER, cwd=tmp_path, status=2, PYTHONPATH=str(tmp_path))
