@@ -48,7 +48,6 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-import textwrap
 import time
 import unicodedata
 import warnings
@@ -60,18 +59,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def quiet_import():
-    """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken.
-
-    Another process holds the lines, and prints them if this one aborts before it sends a zero.
-    """
+    """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ and sys.__stderr__  # pythonw has none
     if quiet:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel("ERROR")
-        program = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        program += (
+        program = (  # of a process that prints them if this one aborts before it sends a zero
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             "log = sys.stdin.buffer.read(); log[-1:] == b'\\0' or sys.stderr.buffer.write(log)"
         )
         holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
@@ -128,7 +124,8 @@ def main(argv=()):
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
     data, output_dir = find_data(args)  # ours: CIFAR-10, --data, or the demo
     if data is None:
-        (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
+        with fail_with("Keras's copy of CIFAR-10 could not be read", "free some space, try again"):
+            (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
         class_names = CLASS_NAMES
     elif has_photos(args):  # ours; they come divided
         parts, class_names = load_photos(data, args.image_size, output_dir)
@@ -147,7 +144,8 @@ def main(argv=()):
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
     # For another base from keras.applications: its own preprocess_input, weights="imagenet"
     keras.utils.set_random_seed(args.seed)
-    inputs = x = keras.Input(shape=train_imgs.shape[1:], name="image")
+    inputs = keras.Input(shape=train_imgs.shape[1:], name="image")
+    x = inputs
     if args.image_size != train_imgs.shape[1]:  # ours; in the model, which takes plain images then
         x = layers.Resizing(args.image_size, args.image_size)(x)
     if args.preprocess:  # ours
@@ -248,9 +246,7 @@ def main(argv=()):
     plot_mistakes(model, test_imgs, tempered, class_names, path, test_labels, mirror=args.mirror)
     show_figures()
     if data == DEMO_DATA:
-        print(
-            f"This was the demo, on drawings, not CIFAR-10. Its model: {output_dir / MODEL_FILE}"
-        )
+        print(f"This was the demo, on drawings, not CIFAR-10. Its model is in {output_dir}")
     return 0
 
 
@@ -479,7 +475,8 @@ def download(name, url, **settings):
 
 def first_line(error):
     """Return the first line of an exception's text, 200 characters at most."""
-    return textwrap.shorten(str(error).strip().split("\n")[0], 200, placeholder="...")
+    line = " ".join(str(error).strip().split("\n")[0].split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def load_arrays(path):

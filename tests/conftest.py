@@ -140,7 +140,7 @@ def copy_features(source, directory):
         shutil.copy(path, directory)
 
 
-DEMO_ENDS = r"This was the demo, on drawings, not CIFAR-10\. Its model: .+\s*\Z"
+DEMO_ENDS = r"This was the demo, on drawings, not CIFAR-10\. Its model is in .+\s*\Z"
 
 
 def check_error(stderr, sentence):

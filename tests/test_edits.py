@@ -11,7 +11,7 @@ from PIL import Image
 import predict_saved
 import transfer_vgg16
 
-INPUT = 'inputs = x = keras.Input(shape=train_imgs.shape[1:], name="image")'
+INPUT = "    x = inputs\n"
 BASE = "VGG16(include_top=False, weights=weights, input_tensor=x)"
 LOSS = 'loss="sparse_categorical_crossentropy"'
 DENSE = 'x = layers.Dense(256, activation="relu")(x)'
@@ -28,7 +28,7 @@ EDITS = {
         "for layer in vgg16.layers:\n": "for layer in vgg16.layers[:-4]:\n",
     },
     "all thawed": {"        layer.trainable = False": "        layer.trainable = True"},
-    "random images": {INPUT: f"{INPUT}\n    {FLIP}"},
+    "random images": {INPUT: f"{INPUT}    {FLIP}\n"},
     "a loss object": {LOSS: "loss=keras.losses.SparseCategoricalCrossentropy()"},
     "more metrics": {'metrics=["accuracy"]': f'metrics=["accuracy", {TOP3}]'},
     "other metrics": {'metrics=["accuracy"]': f"metrics=[{TOP3}]"},
