@@ -1449,10 +1449,11 @@ def find_front(model):
     The first is the input, the last one the end of the front: after its last layer with weights,
     where the outputs are smallest. What comes after is the first trainable or random layer's name.
     """
-    nodes = keras.Model(model.inputs, model.outputs)._nodes_by_depth  # a call of a layer each
-    nodes = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
+    graph = keras.Model(model.inputs, model.outputs)  # of a Sequential as well
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in graph._nodes_by_depth[depth]]
     uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
-    stops, last, after = list(model.inputs), 0, model.output_names[0]
+    stops, last, after = list(model.inputs), 0, graph.output_names[0]
     open_tensors = {}  # made, and not yet used by all that use them
     for node in nodes:
         if not is_fixed(node.operation) or node.outputs[0] is model.outputs[0]:

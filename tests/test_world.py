@@ -605,6 +605,7 @@ def test_only_broken_pictures(model, tmp_path):
     assert error == "error: none of the pictures can be read, as said above: give others"
 
 
+@pytest.mark.pictures
 def test_figure_never_replaces_a_picture(model, tmp_path):
     """As a shell makes of --figure *.png, or of a directory that has the figure in it."""
     for i, name in enumerate(("a.png", "b.png")):
