@@ -123,6 +123,7 @@ def load_model(path):
         size, classes = model.input_shape[1], model.output_shape[-1]
         takes_pictures = model.input_shape == (None, size, size, 3)
         ours = takes_pictures and model.output_shape == (None, classes) and model.compiled
+        ours = ours and (notes["class_names"] or model.loss == "sparse_categorical_crossentropy")
     except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
         line, version = transfer_vgg16.first_line(error), read_keras_version(path)
         if version not in (None, keras.__version__):
@@ -207,7 +208,10 @@ def load_test_data(args, model, class_names):
     if not data and class_names != transfer_vgg16.CLASS_NAMES:
         data = transfer_vgg16.DEMO_DATA  # whose classes it may know
     elif not data and not transfer_vgg16.download_cifar10():
-        fail(f"CIFAR-10 could not be downloaded, as said above. {transfer_vgg16.NO_NETWORK}")
+        fail(
+            "CIFAR-10 could not be downloaded, as said above: give --data a local file, or see "
+            "docs/classroom.md"
+        )
     if data:
         _, test, found = transfer_vgg16.load_arrays(data)
     else:

@@ -1173,7 +1173,7 @@ def find_weights(path=None, rounded=False):
     except Exception as error:  # Keras raises the plain class, the network many others
         problem = f"VGG16's weights could not be downloaded ({first_line(error)})"
     if not WEIGHTS_COPY.exists():
-        fail(f"{problem}. {NO_NETWORK}")
+        fail(f"{problem}: give --weights a local file, or see docs/classroom.md")
     print(f"{problem}: the copy in {WEIGHTS_COPY.parent}, rounded to 16 bits, takes their place")
     return str(WEIGHTS_COPY)
 

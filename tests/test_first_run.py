@@ -82,7 +82,7 @@ def test_no_network_for_the_companion(no_network, tmp_path):
     _, stderr = call(PREDICT, cwd=tmp_path, status=2)
     assert time.monotonic() - begin < 30
     check_error(stderr, r"CIFAR-10 could not be downloaded.+")
-    for way in ("--data", ".keras", "docs/classroom.md"):
+    for way in ("--data", "docs/classroom.md"):
         assert way in stderr
 
 
@@ -104,7 +104,7 @@ def test_no_network_for_the_weights(no_network, few, tmp_path):
         assert np.array_equal(ours, theirs)
 
 
-NO_WEIGHTS = r"VGG16's weights could not be downloaded \(.+\)\. .+KERAS_HOME.+"
+NO_WEIGHTS = r"VGG16's weights could not be downloaded \(.+\): give --weights a local file, .+"
 
 
 @pytest.mark.parametrize("arguments", [["--data", "data.npz"], ["--demo"]])

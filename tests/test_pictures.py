@@ -306,7 +306,7 @@ def test_pattern_that_no_shell_expands(files, trained):
 def test_photo_model_is_not_evaluated_on_other_classes(trained, handful, images, tmp_path):
     for arguments in ([], ["--data", handful]):
         _, stderr = call(PREDICT, *arguments, cwd=trained[0], status=2)
-        check_error(stderr, r"the model knows automobile, 馬, not CIFAR-10's classes: give it .+")
+        check_error(stderr, r"the model knows automobile, 馬, and not the classes of .+")
     other = save_photos(tmp_path / "other", images, 20, cat=3, dog=5)
     _, stderr = call(PREDICT, "--data", other, cwd=trained[0], status=2)
     check_error(stderr, "the model knows automobile, 馬, but .+other has cat, dog.*")
