@@ -91,7 +91,9 @@ def browse(page, outside=None, width=1366, height=768):
 
     What it asks of other computers is refused, and listed in `outside`.
     """
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=30_000)
 
     def forward(route):
         if route.request.url.startswith((page.url, "data:", "blob:")):
