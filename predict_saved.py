@@ -404,7 +404,6 @@ def lay_out_page(gradio, answer, notes, uploads):
             with gradio.Column(scale=1, min_width=320, elem_id="left"):
                 with gradio.Tab("写真 / Photo"):
                     photo = gradio.Image(
-                        type="filepath",
                         show_label=False,
                         height=200,
                         elem_id="photo",
@@ -412,7 +411,6 @@ def lay_out_page(gradio, answer, notes, uploads):
                     )
                 with gradio.Tab("カメラ / Live camera"):
                     camera = gradio.Image(
-                        type="filepath",
                         streaming=True,
                         show_label=False,
                         height=200,
