@@ -332,6 +332,7 @@ def serve(model, notes, host):
                 server_name=host,
                 inbrowser=transfer_vgg16.has_screen(),
                 max_file_size="20mb",
+                allowed_paths=[str(uploads)],  # also where a name begins with a dot
                 footer_links=[],
                 share=False,  # in Colab, and where GRADIO_SHARE says so, it would be in public
                 prevent_thread_lock=True,
@@ -371,8 +372,6 @@ def answer(model, notes, path):
     A sentence; the probabilities {class name: float}; the picture as the model sees it, and where
     it looked, uint8 RGB (size, size, 3). What there is not is None.
     """
-    if path is None:  # the picture was taken away
-        return "", None, None, None
     try:
         image = transfer_vgg16.read_photo(Path(path), model.input_shape[1])
     except Exception as error:  # Pillow has other ones for each format
@@ -412,8 +411,8 @@ h1 {margin: 0 !important}
 #seen .icon-button-wrapper, #looked .icon-button-wrapper {display: none}
 #answer .confidence-set {font-size: 18px}
 #answer .bar {height: 12px}
-#examples .grid-container {grid-template-columns: repeat(5, 64px)}
-#examples .thumbnail-item {height: 64px; width: 64px}
+#examples .grid-container {grid-template-columns: repeat(5, minmax(0, 64px))}
+#examples .thumbnail-item {max-height: 64px}
 #message .prose {font-weight: bold; color: #c00}
 @media (max-width: 700px) {
     h1 {font-size: 20px !important}
@@ -443,9 +442,14 @@ def lay_out_page(gradio, answer, notes, uploads):
     """
 
     def keep_path(upload):  # Gradio would decode the picture, which answer() does
+        if upload and upload.url and upload.url.startswith("data:"):  # a frame of the camera
+            return gradio.processing_utils.save_base64_to_cache(upload.url, str(uploads))
         if upload and not Path(upload.path).resolve().is_relative_to(uploads.resolve()):
             raise gradio.Error("this file was not uploaded", print_exception=False)
         return upload and upload.path
+
+    def respond(path):
+        return answer(path) if path else gradio.skip()  # as when the camera is switched off
 
     def answer_example(event: gradio.SelectData):
         return answer(examples[event.index])
@@ -464,7 +468,6 @@ def lay_out_page(gradio, answer, notes, uploads):
             with gradio.Column(scale=1, min_width=320, elem_id="left"):
                 with gradio.Tab("写真 / Photo"):
                     photo = gradio.Image(
-                        type="filepath",
                         show_label=False,
                         height=200,
                         elem_id="photo",
@@ -472,7 +475,6 @@ def lay_out_page(gradio, answer, notes, uploads):
                     )
                 with gradio.Tab("カメラ / Live camera"):
                     camera = gradio.Image(
-                        type="filepath",
                         streaming=True,
                         show_label=False,
                         height=200,
@@ -501,13 +503,13 @@ def lay_out_page(gradio, answer, notes, uploads):
                     )
         photo.preprocess = camera.preprocess = keep_path
         shown, quiet = [message, label, seen, looked], {"show_progress": "hidden"}
-        asked = photo.input(answer, photo, shown, api_name="answer", concurrency_limit=2, **quiet)
+        asked = photo.input(respond, photo, shown, api_name="answer", concurrency_limit=2, **quiet)
         quiet["api_visibility"] = "private"
         asked.then(lambda: None, None, photo, **quiet)  # makes room for the next one
         gallery.select(answer_example, None, shown, **quiet)
         # Of the frames that come in while it computes, only the last one counts
         camera.stream(
-            answer,
+            respond,
             camera,
             shown,
             stream_every=1,
