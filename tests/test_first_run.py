@@ -744,8 +744,8 @@ def kill_at_random(script, arguments, directory):
 
 @pytest.mark.slow
 @needs_posix
-def test_kills_leave_a_whole_model(handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, "--epochs", 10000]
+def test_kills_leave_a_whole_model(few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, "--epochs", 10000]
     arguments += ["--learning-rate", "1e-6"]
     whole = [kill_at_random(TRANSFER, arguments, tmp_path) for _ in range(20)]
     assert whole == [True] * 20
@@ -754,8 +754,8 @@ def test_kills_leave_a_whole_model(handful, weights, tmp_path):
 
 @pytest.mark.slow
 @needs_posix
-def test_such_kills_break_a_plain_checkpoint(handful, weights, tmp_path):
-    arguments = [handful, weights, 10000]
+def test_such_kills_break_a_plain_checkpoint(few, weights, tmp_path):
+    arguments = [few, weights, 10000]
     assert not all(kill_at_random(ARTICLE, arguments, tmp_path) for _ in range(20))
 
 
@@ -765,8 +765,8 @@ def test_such_kills_break_a_plain_checkpoint(handful, weights, tmp_path):
     "epochs",
     [["--epochs", 10000], ["--epochs", 2, "--unfreeze", 1, "--fine-tune-epochs", 10000]],
 )
-def test_ctrl_c_keeps_what_there_is(epochs, handful, weights, tmp_path):
-    arguments = ["--data", handful, "--weights", weights, *epochs]
+def test_ctrl_c_keeps_what_there_is(epochs, few, weights, tmp_path):
+    arguments = ["--data", few, "--weights", weights, *epochs]
     process = start(TRANSFER, *arguments, cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("Epoch 4/"):
