@@ -57,7 +57,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-@contextlib.contextmanager
+@contextlib.contextmanager  # about the start only: the steps are in main()
 def quiet_import():
     """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -118,7 +118,7 @@ CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラ�
 
 def main(argv=()):
     """Run the article, from the data to the first prediction; `argv` is as on a command line."""
-    args = parse_arguments(argv)
+    args = parse_arguments(argv)  # by default, they have the article's values
     start(args)  # ours: the output directory, the devices, a line of all settings
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
@@ -127,7 +127,7 @@ def main(argv=()):
         with fail_with("Keras's copy of CIFAR-10 could not be read", "free some space, try again"):
             (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
         class_names = CLASS_NAMES
-    elif has_photos(args):  # ours; they come divided
+    elif has_photos(args):  # ours; already split into train, validation and test
         parts, class_names = load_photos(data, args.image_size, output_dir)
         train_imgs, train_labels = parts["train"]
         val_imgs, val_labels = parts["validation"]
@@ -142,19 +142,20 @@ def main(argv=()):
         train_imgs, train_labels = train_imgs[idx:], train_labels[idx:]
 
     # ===== VGG16で事前に学習されたモデルを読み込む / Load the pretrained VGG16
-    # For another base from keras.applications: its own preprocess_input, weights="imagenet"
+    # In Keras's functional API, layer(x) applies a layer to x, and returns its output
     keras.utils.set_random_seed(args.seed)
-    inputs = keras.Input(shape=train_imgs.shape[1:], name="image")
+    inputs = keras.Input(shape=train_imgs.shape[1:], name="image")  # the article: (32, 32, 3)
     x = inputs
-    if args.image_size != train_imgs.shape[1]:  # ours; in the model, which takes plain images then
+    if args.image_size != train_imgs.shape[1]:  # ours: the model itself enlarges the images
         x = layers.Resizing(args.image_size, args.image_size)(x)
-    if args.preprocess:  # ours
+    if args.preprocess:  # ours: the colours that VGG16 was trained on
         x = preprocess_input(x)
     weights = find_weights(args.weights, rounded=has_photos(args) or data == DEMO_DATA)
     keras.config.set_dtype_policy(args.precision)  # ours: the number type that VGG16 computes in
     with fail_with(f"{weights} does not hold the weights of VGG16 without its top", WEIGHTS_WAY):
+        # The article: weights="imagenet". For another base, write that, and its preprocess_input
         vgg16 = VGG16(include_top=False, weights=weights, input_tensor=x)
-    keras.config.set_dtype_policy("float32")
+    keras.config.set_dtype_policy("float32")  # the head's
 
     # ===== 新しい出力用分類モデルを作成する / Build the new head that classifies
     x = layers.Flatten()(vgg16.output)
@@ -169,10 +170,10 @@ def main(argv=()):
         layer.trainable = False
 
     model.summary()
-    draw_model(model, output_dir / "transfer_learning_vgg16_cifar10.png")
+    draw_model(model, output_dir / "transfer_learning_vgg16_cifar10.png")  # plot_model
 
     # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
-    optimizer = SGD(learning_rate=args.learning_rate, momentum=0.9)
+    optimizer = SGD(learning_rate=args.learning_rate, momentum=0.9)  # the article: 1e-4
     if args.optimizer != "sgd":  # ours
         optimizer = keras.optimizers.get(args.optimizer)
         optimizer.learning_rate = args.learning_rate
@@ -181,7 +182,9 @@ def main(argv=()):
     )
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
-    # They give the same output for an image in every epoch. `stop`: kept for the fine-tuning, too
+    # They give the same output for an image in every epoch. `fast` has fit, evaluate and predict
+    # like the model, and trains the model's own layers. `stop`: with --unfreeze, where those end
+    # that stay frozen; their output is kept as well
     stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
     fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
     if args.end_to_end:
@@ -190,19 +193,21 @@ def main(argv=()):
     # ===== fitを使ったモデルの訓練 / Train with fit
     # SaveBest is ours: ModelCheckpoint(MODEL_FILE, save_best_only=True) that survives a kill
     save_best = SaveBest(output_dir / MODEL_FILE, class_names=class_names, mirror=args.mirror)
-    history = keras.callbacks.History()  # what fit returns; one for both trainings
+    history = keras.callbacks.History()  # fit fills and returns it; here, one for both trainings
     settings = {
-        "batch_size": args.batch_size,
+        "batch_size": args.batch_size,  # the article: 32
         "validation_data": (val_imgs, val_labels),
         "callbacks": [save_best, history, keras.callbacks.TerminateOnNaN()],
         "verbose": verbosity(),
     }
     try:
-        fast.fit(train_imgs, train_labels, epochs=args.epochs, **settings)
-        if args.unfreeze and is_finite(history):  # ours: VGG16の最後のブロックも訓練する
+        fast.fit(train_imgs, train_labels, epochs=args.epochs, **settings)  # the article: 10
+        # VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune VGG16's last blocks (ours)
+        if args.unfreeze and is_finite(history):
             thaw(vgg16, args.unfreeze)
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
-            recompile(model, warm_up_and_decay(args.fine_tune_learning_rate, steps))
+            rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
+            recompile(model, rate)  # from here on, a change of `trainable` counts
             epochs = args.epochs + args.fine_tune_epochs
             fast.fit(
                 train_imgs, train_labels, initial_epoch=args.epochs, epochs=epochs, **settings
@@ -225,13 +230,14 @@ def main(argv=()):
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
     if save_best.epoch < len(history.history["loss"]):
-        saved_preds = test_best(fast, save_best, test_imgs, test_labels)
+        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # the model is that now
+    # How sure it is: temperature scaling, so that 70 % are right as often as that
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
     print_calibration(saved_preds, temperature, test_labels)
     print_balance(saved_preds, test_labels, class_names)
     save_best.save(temperature=temperature, test=count_right(saved_preds, test_labels))
 
-    # ===== 予測結果を表示 / Print the first prediction
+    # ===== 予測結果を表示 / Print the first prediction, of the last epoch as in the article
     print_prediction(preds[0], test_labels[0], class_names)
 
     # ===== history情報の可視化 / Plot the history (figures come last: they hold up no result)
@@ -1251,27 +1257,32 @@ def draw_blocks(model, path):
 class FrozenOnce:
     """Train a Keras model whose frozen layers run once for each image, not in every epoch.
 
+        from transfer_vgg16 import FrozenOnce  # needs the packages of requirements.txt
+        base.trainable = False
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         fast = FrozenOnce(model, "outputs")
         history = fast.fit(x, y, epochs=10, validation_data=(x_val, y_val))
         fast.evaluate(x_test, y_test)
         fast.predict(x_test)
+        model.save("model.keras")
 
-    The methods are the model's own, for NumPy arrays, and so are their results: it is `model` that
-    is trained. What runs once is the frozen front: all layers before the first one that is
-    trainable or random (RandomFlip, Dropout), up to the last place where a single tensor carries
-    everything. A change of `layer.trainable` counts after the next compile(), as in Keras.
+    The methods have the model's own numbers, for NumPy arrays: it is `model` that is trained. What
+    runs once is the frozen front, usually the base: all layers before the first one that is
+    trainable or random, up to the last place where a single tensor carries everything. After
+    RandomFlip or Dropout, nothing runs once: for flips, give mirror=True instead. A change of
+    `layer.trainable` counts after the next model.compile(), as in Keras.
 
     model: a functional or Sequential model with one input and one output. A model inside of it
         (Sequential([base, Flatten(), ...])) is one layer: it runs once if all of it is frozen.
     directory: where the outputs of the front are kept, in files that end in .features. They are
-        found again by content: images, layers and weights. Older ones of the same layer go.
+        found again by content: images, layers and weights. Older ones of the same layer are
+        deleted.
     mirror: whether fit takes each image or its mirror image, by chance and anew in each epoch;
         predict then averages over both (test-time augmentation), evaluate takes the images alone.
     stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
         the layers after it begins without another pass.
 
-    Errors: Failure for another kind of model, and where the disk has no room.
+    Errors: transfer_vgg16.Failure for another kind of model, and where the disk has no room.
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
 
