@@ -125,6 +125,7 @@ def browse(page, outside=None, width=1366, height=768):
 
 def drop(tab, path, event="drop"):
     """Drop the file `path` on the page, as from a file manager, or paste it."""
+    tab.locator("#photo button:has(input[type=file])").wait_for()
     tab.evaluate(
         """([data, name, event]) => {
             const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
