@@ -34,7 +34,7 @@ import transfer_vgg16
 def main(argv=()):
     """Name what is in the pictures that were given, or evaluate the saved model."""
     args = parse_arguments(argv)
-    transfer_vgg16.choose_backend()
+    transfer_vgg16.start_clean()
     model, notes = load_model(args.model)
     if args.serve:
         return serve(model, notes, args.host or "127.0.0.1")
@@ -236,8 +236,10 @@ def list_pictures(paths):
             print(f"{name}: {len(pictures):,} pictures, {others:,} other files")
             files += pictures
         elif any(mark in path.name for mark in "*?") and not path.exists():
-            # A Windows prompt does not expand it
-            files += sorted(path.parent.glob(path.name)) or [path]
+            found = []  # a Windows prompt does not expand it
+            with contextlib.suppress(ValueError):  # of one such as **.jpg
+                found = sorted(path.parent.glob(path.name))
+            files += found or [path]
         else:
             files.append(path)
     return files

@@ -9,8 +9,7 @@ and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg
     python transfer_vgg16.py --learning-rate 1e-3  one thing changed: seconds from here on
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --demo                try it on small drawings, without any download
-    python transfer_vgg16.py --help                all arguments
-    python predict_saved.py                        use the saved model
+    python transfer_vgg16.py --help                all arguments (predict_saved.py: use the model)
 """
 
 # /// script
@@ -76,8 +75,12 @@ def quiet_import():
     problem = None
     try:
         yield
+    except KeyboardInterrupt:
+        problem, status = "stopped", 130
     except Exception as error:  # a broken DLL or plug-in raises more than ImportError
-        problem = str(error).strip().split("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        way = "activate .venv and run pip install -r requirements.txt"
+        problem, status = f"error: a package is missing or broken ({reason}): {way}", 2
     finally:
         if quiet:
             del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts does this itself
@@ -86,10 +89,9 @@ def quiet_import():
             holder.communicate(b"\0")
         if backend:  # an unusable one would have stopped the import: see choose_backend()
             os.environ["MPLBACKEND"] = backend
-    if problem is not None:
-        way = "activate .venv and run pip install -r requirements.txt"
-        print(f"error: a package is missing or broken ({problem}): {way}", file=sys.stderr)
-        sys.exit(2)
+    if problem:
+        print(problem, file=sys.stderr)
+        sys.exit(status)
 
 
 with quiet_import():
@@ -105,11 +107,6 @@ with quiet_import():
     from keras.optimizers import SGD
     from matplotlib import font_manager
     from PIL import Image, ImageOps, PngImagePlugin
-
-pillow_heif.register_heif_opener()  # an iPhone's pictures
-Image.MAX_IMAGE_PIXELS = None  # read_photo() has a limit of its own
-PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes; the usual 2**20 are too few for some profiles
-warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
 MODEL_FILE = "vgg16_cifar10.keras"
 CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
@@ -208,10 +205,9 @@ def main(argv=()):
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
             rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
             recompile(model, rate)  # from here on, a change of `trainable` counts
-            epochs = args.epochs + args.fine_tune_epochs
-            fast.fit(
-                train_imgs, train_labels, initial_epoch=args.epochs, epochs=epochs, **settings
-            )
+            done = len(history.history["loss"])
+            epochs = done + args.fine_tune_epochs
+            fast.fit(train_imgs, train_labels, initial_epoch=done, epochs=epochs, **settings)
     except KeyboardInterrupt:
         if not history.history:  # no epoch is complete
             raise
@@ -289,6 +285,10 @@ def parse_path(text):
             f"{text!r} is not a valid path: on Windows, remove the backslash before the closing "
             "quote"
         )
+    try:
+        Path(name).exists()
+    except (OSError, ValueError) as error:  # as for one that is too long, or may not be read
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be opened ({error})") from None
     return Path(name)
 
 
@@ -361,9 +361,17 @@ def has_photos(args):
 
 
 def start(args):
-    """Say what the run computes on and with which settings; make the output directory.
+    """Say what the run computes on and with which settings; make the output directory."""
+    start_clean()
+    make_output_dir(args.output_dir)
+    use_devices(args.distribute)
+    print_settings(args)
 
-    A second run in a notebook starts clean, whatever ran before, and whatever keras.json says.
+
+def start_clean():
+    """Set Keras and matplotlib to what they are by default, whatever ran before in a notebook.
+
+    A keras.json may say otherwise, too.
     """
     choose_backend()
     keras.config.set_image_data_format("channels_last")
@@ -371,9 +379,6 @@ def start(args):
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()
     tf.distribute.experimental_set_strategy(None)
-    make_output_dir(args.output_dir)
-    use_devices(args.distribute)
-    print_settings(args)
 
 
 def choose_backend():
@@ -582,6 +587,11 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 # ----- Photos
+
+pillow_heif.register_heif_opener()  # an iPhone's pictures
+Image.MAX_IMAGE_PIXELS = None  # read_photo() has a limit of its own
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes; the usual 2**20 are too few for some profiles
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
 PARTS = ("train", "validation", "test")
 PART_WORDS = {  # in the names of directories
@@ -1289,10 +1299,11 @@ class FrozenOnce:
     def __init__(self, model, directory=".", mirror=False, stop=None):
         own_step = type(model).train_step is not keras.Model.train_step
         inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
-        if own_step or not inputs or len(inputs) > 1 or len(outputs) > 1:
+        one_each = inputs and len(inputs) == len(outputs) == 1 and None not in inputs[0].shape[1:]
+        if own_step or not one_each:
             fail(
-                "FrozenOnce takes a functional or Sequential model with one input, one output and "
-                "Keras's own train_step: call the model's own fit() instead"
+                "FrozenOnce takes a functional or Sequential model with one input of fixed size, "
+                "one output and Keras's own train_step: call the model's own fit() instead"
             )
         self.model, self.directory, self.mirror = model, Path(directory), mirror
         make_output_dir(self.directory)
@@ -1320,14 +1331,20 @@ class FrozenOnce:
         """
         self._split(verbose)
         head, steps = self.head, math.ceil(len(x) / batch_size)
+        if class_weight:  # for a dataset, Keras wants that of each class
+            classes = range(max(self.model.output_shape[-1], 2))
+            class_weight = {label: class_weight.get(label, 1.0) for label in classes}
 
-        def follow(*_, logs=None):  # EarlyStopping and its like stop the whole model
+        def follow(*_, logs=None):  # callbacks stop the whole model, or send it back to an epoch
             head.stop_training = self.model.stop_training
+            head._initial_epoch = self.model._initial_epoch
 
         callbacks = keras.callbacks.CallbackList(
             [
                 callbacks or [],
-                keras.callbacks.LambdaCallback(on_epoch_end=follow, on_train_batch_end=follow),
+                keras.callbacks.LambdaCallback(
+                    on_train_begin=follow, on_epoch_end=follow, on_train_batch_end=follow
+                ),
             ],
             add_history=True,
             add_progbar=verbose != 0,
@@ -1365,7 +1382,7 @@ class FrozenOnce:
     def predict(self, x, batch_size=32, verbose="auto"):
         """Return the model's output for the images `x`, float32 (n, classes)."""
         self._split(0)
-        if len(x) <= batch_size:  # not worth a file
+        if len(x) <= batch_size and not tf.distribute.has_strategy():  # not worth a file
             views = [x, x[:, :, ::-1]] if self.mirror else [x]
             return np.mean([self.model.predict_on_batch(view) for view in views], axis=0)
         with contextlib.ExitStack() as let_go:
@@ -1495,7 +1512,8 @@ def is_fixed(operation):
     if isinstance(operation, keras.Model):  # used as a layer
         return all(map(is_fixed, operation.layers))
     is_random = len(operation.variables) > len(operation.weights)  # states of random generators
-    return not is_random and not (operation.trainable and operation.weights)
+    has_mask = isinstance(operation, layers.Masking) or getattr(operation, "mask_zero", False)
+    return not (is_random or has_mask or (operation.trainable and operation.weights))
 
 
 def operation_name(tensor):
@@ -1511,9 +1529,10 @@ def describe(model, salt):
     """
     text = model.to_json()
     names = [model.name, *(operation.name for operation in model.operations)]
-    for number, name in enumerate(names):
-        text = text.replace(json.dumps(name), f'"{number}"')
-    if re.search('"module": (?!"keras|"builtins")|"Lambda"', text):
+    for number, name in enumerate(names):  # where they stand as names, and as inputs of others
+        pattern = rf'("name": |\[){re.escape(json.dumps(name))}'
+        text = re.sub(pattern, rf'\g<1>"{number}"', text)
+    if re.search('"module": (?!"keras)|"Lambda"', text):
         text += salt
     return text + digest_arrays(*model.get_weights())
 
@@ -1552,16 +1571,25 @@ def write_outputs(model, x, key, path, verbose):
                 progress.add(len(rows))
             file.write(key)
         replace_file(part, path)
+    except BrokenPipeError:  # of the progress, not of the file
+        raise
     except OSError as error:
+        twin = path.is_file() and path.stat().st_size == part.stat().st_size
         with contextlib.suppress(OSError):
             part.unlink()
-        fail(cannot_write(path, error))
+        if not twin:  # which another run made meanwhile, and Windows does not replace
+            fail(cannot_write(path, error))
 
 
 def images_at_once(model):
     """Return how many rows `model` takes in one step: what keeps a CPU busy and fits in memory."""
-    largest = max(math.prod(layer.output.shape[1:]) for layer in model.layers)
-    return max(1, min(250, 250 * 32 * 32 * 64 // largest))
+
+    def find_largest(layer):  # in a model that is used as a layer as well
+        if isinstance(layer, keras.Model):
+            return max(map(find_largest, layer.layers))
+        return math.prod(layer.output.shape[1:])
+
+    return max(1, min(250, 250 * 32 * 32 * 64 // find_largest(model)))
 
 
 def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
@@ -1575,6 +1603,8 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
     """
     arrays = [views[0], *(np.asarray(array) for array in (y, sample_weight) if array is not None)]
     mirrored, count = views[1:], len(views[0])
+    if any(len(array) != count for array in arrays):
+        fail(f"{count:,} images do not have {len(arrays[1]):,} labels: give as many of each")
     dtypes, shapes = [one.dtype for one in arrays], [(None, *one.shape[1:]) for one in arrays]
     let_go.callback(arrays.clear)
     let_go.callback(mirrored.clear)
@@ -2246,6 +2276,9 @@ def guarded(main):
             message, status = "stopped", 130
         except Failure as error:
             message, status = f"error: {error}", 2
+        except BrokenPipeError:  # as of `| head`: nobody reads what is printed
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return 141
         except Exception as error:
             full = (
                 isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"

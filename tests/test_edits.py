@@ -32,6 +32,9 @@ EDITS = {
     "a loss object": {LOSS: "loss=keras.losses.SparseCategoricalCrossentropy()"},
     "more metrics": {'metrics=["accuracy"]': f'metrics=["accuracy", {TOP3}]'},
     "other metrics": {'metrics=["accuracy"]': f"metrics=[{TOP3}]"},
+    "EarlyStopping": {
+        "keras.callbacks.TerminateOnNaN()]": 'keras.callbacks.EarlyStopping("loss", baseline=0)]'
+    },
     "ResNet50V2": base("ResNet50V2"),
     "MobileNetV2": base("MobileNetV2"),
     "EfficientNetV2B0": base("EfficientNetV2B0"),

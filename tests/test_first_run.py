@@ -285,6 +285,7 @@ NO_RATE = r"is not a number from 1e-12 to 1e\+38"
         (["--augment"], "unrecognized arguments: --augment"),
         (["--demo", "--data", "x.npz"], "--demo has images of its own: leave out --data"),
         (["--data", ""], "argument --data: '' is not a valid path: "),
+        (["--data", "a" * 300], "argument --data: 'a{300}' cannot be opened"),
         (["--data", '"'], "argument --data: '.*' is not a valid path: "),
         (["--output-dir", ""], "argument --output-dir: '' is not a valid path: "),
         (

@@ -171,6 +171,7 @@ def test_all_layers_thawed(tmp_path):
 def test_weights_of_classes_and_samples(tmp_path):
     weights = {label: label + 1.0 for label in range(4)}
     check_same(train_both(make_plain, tmp_path, class_weight=weights))
+    check_same(train_both(make_plain, tmp_path, class_weight={0: 5.0}))  # the others: 1
     check_same(train_both(make_plain, tmp_path, sample_weight=RANDOM.random(COUNT)))
 
 
@@ -256,15 +257,34 @@ class Subclassed(keras.Model):
         return x
 
 
+def make_any_size():
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs))
+
+
 def make_own_step():
     inputs = keras.Input((3,))
     return Custom(inputs, layers.Dense(2)(inputs))
 
 
-@pytest.mark.parametrize("make", [make_two_inputs, make_two_outputs, make_own_step, Subclassed])
+@pytest.mark.parametrize(
+    "make", [make_two_inputs, make_two_outputs, make_own_step, make_any_size, Subclassed]
+)
 def test_what_it_cannot_do_is_one_sentence(make, tmp_path):
-    with pytest.raises(transfer_vgg16.Failure, match="one input, one output .* own fit"):
+    with pytest.raises(
+        transfer_vgg16.Failure, match="one input of fixed size, one output .* own fit"
+    ):
         FrozenOnce(make(), tmp_path)
+
+
+def test_more_images_than_labels_are_one_sentence(tmp_path):
+    """As Keras refuses them: else, each image would get another one's label."""
+    fast = FrozenOnce(compile_it(make_plain()), tmp_path)
+    for images, labels in ((IMAGES[5:], LABELS), (IMAGES, LABELS[5:])):
+        with pytest.raises(transfer_vgg16.Failure, match="images do not have .* labels"):
+            fast.fit(images, labels, verbose=0)
+        with pytest.raises(transfer_vgg16.Failure, match="images do not have .* labels"):
+            fast.evaluate(images, labels, verbose=0)
 
 
 def test_not_compiled_is_keras_s_error(tmp_path):
@@ -303,6 +323,25 @@ def test_callbacks_see_the_whole_model(tmp_path):
     assert [layer.name for layer in saved.layers] == [layer.name for layer in model.layers]
     best = saved.evaluate(X_VAL, Y_VAL, verbose=0)
     assert best[0] == pytest.approx(min(history.history["val_loss"]), abs=1e-5)
+
+
+def test_callback_that_goes_on_where_a_run_stopped(tmp_path):
+    """BackupAndRestore, of a run that was broken off in its fourth epoch."""
+
+    def interrupt(epoch, logs):
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    stop = keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        FrozenOnce(compile_it(make_plain()), tmp_path).fit(
+            IMAGES, LABELS, epochs=5, callbacks=[backup, stop], verbose=0
+        )
+    history = FrozenOnce(compile_it(make_plain()), tmp_path).fit(
+        IMAGES, LABELS, epochs=5, callbacks=[backup], verbose=0
+    )
+    assert history.epoch == [3, 4]
 
 
 def test_callback_that_stops_within_an_epoch(tmp_path):
@@ -419,6 +458,28 @@ CHANGES = {
     "layer before": lambda: (make_plain(layers.Rescaling(0.5)), IMAGES),
     "setting of it": lambda: (make_plain(layers.Rescaling(0.25)), IMAGES),
 }
+
+
+def make_activated(function):
+    """A model whose first layer has the name of an activation."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(2, 3, name="conv")(inputs)
+    x = layers.Activation(function, name="relu")(x)
+    x = layers.Dense(2)(layers.Flatten()(x))
+    return freeze(keras.Model(inputs, x), "relu")
+
+
+def own_activation(x):
+    return keras.ops.tanh(x)
+
+
+@pytest.mark.parametrize("functions", [("relu", "tanh"), (own_activation, own_activation)])
+def test_other_activation_is_never_served(functions, passes, tmp_path):
+    """Not where a name is the function's, nor where code of its own may have changed."""
+    for function in functions:
+        FrozenOnce(make_activated(function), tmp_path).predict(IMAGES, verbose=0)
+    assert len(set(passes)) == 2
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -544,6 +605,14 @@ def test_pass_that_is_broken_off_goes_on(whose, tmp_path, monkeypatch):
     assert done[0] == 30
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == whole
+
+
+def test_nested_base_counts_for_the_memory():
+    """As many images at once as when its layers stand in the model."""
+    inputs = keras.Input((64, 64, 3))
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
+    nested = keras.Model(inputs, base(inputs))
+    assert transfer_vgg16.images_at_once(nested) == transfer_vgg16.images_at_once(base) == 62
 
 
 def test_disk_without_room(tmp_path, monkeypatch):
