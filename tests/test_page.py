@@ -319,18 +319,24 @@ def break_off_an_upload(url):
         time.sleep(1)
 
 
-@pytest.mark.slow
-@needs_gradio
-def test_uploads_are_deleted_while_it_runs(finished, photos, tmp_path):
-    """Those that were answered, and one that was broken off, of which nobody hears anything.
-
-    Only the 90 seconds that it waits are replaced.
-    """
-    from gradio_client import Client, handle_file
-
+@pytest.fixture
+def hasty_page(finished, tmp_path):
+    """A page that deletes uploads after 10 seconds, not 90."""
     program = tmp_path / "program.py"
     program.write_text(SOONER, encoding="utf-8")
     page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, script=program)
+    yield page
+    if page.process.poll() is None:
+        page.end()
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_uploads_are_deleted_while_it_runs(hasty_page, photos):
+    """Those that were answered, and one that was broken off, of which nobody hears anything."""
+    from gradio_client import Client, handle_file
+
+    page = hasty_page
     client = Client(page.url, verbose=False, download_files=False)
     client.predict(handle_file(photos[0]), api_name="/answer")
     answered = page.files()
