@@ -2013,10 +2013,13 @@ def explain(model, images, classes, mirror=False):
 def split_at_grid(model):
     """Return two parts of `model`: up to its last grid of eight by eight or more, and from there.
 
-    The second ends where the last layer begins. Without such a grid, it is the largest one.
+    The last block with weights does not count: covering what its maps name changes the answer
+    less. The second part ends where the last layer begins. Without such a grid, it is the largest.
     """
     grids = [layer for layer in model.layers[1:-1] if len(layer.output.shape) == 4]
-    grids.sort(key=lambda layer: min(8, *layer.output.shape[1:3]))  # the others stay in order
+    last_block = [min(layer.output.shape[1:3]) for layer in grids if layer.weights][-1:]
+    least = max([8, *(size + 1 for size in last_block)])
+    grids.sort(key=lambda layer: min(least, *layer.output.shape[1:3]))  # the others stay in order
     for layer in reversed(grids):
         with contextlib.suppress(ValueError):  # within a branch, which does not carry everything
             from_grid = keras.Model(layer.output, model.layers[-1].input)
