@@ -434,6 +434,7 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 ]
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
+TIMEOUT = 30  # seconds in which a host must say something
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "clipart10.npz"
 NO_NETWORK = """Without a network, there are three ways on, which docs/classroom.md explains:
@@ -477,7 +478,7 @@ def download_cifar10():
 def download(name, url, **settings):
     """Return the path of a file in Keras's cache, downloaded if need be; never wait for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         return keras.utils.get_file(name, url, **settings)
     finally:

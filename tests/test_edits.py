@@ -14,6 +14,7 @@ import transfer_vgg16
 INPUT = "    x = inputs\n"
 BASE = "VGG16(include_top=False, weights=weights, input_tensor=x)"
 LOSS = 'loss="sparse_categorical_crossentropy"'
+METRICS = f'{LOSS}, metrics=["accuracy"]'
 DENSE = 'x = layers.Dense(256, activation="relu")(x)'
 FLIP = "x = layers.RandomRotation(0.1)(layers.RandomFlip()(x))"
 TOP3 = 'keras.metrics.SparseTopKCategoricalAccuracy(3, name="top3")'
@@ -30,8 +31,8 @@ EDITS = {
     "all thawed": {"        layer.trainable = False": "        layer.trainable = True"},
     "random images": {INPUT: f"{INPUT}    {FLIP}\n"},
     "a loss object": {LOSS: "loss=keras.losses.SparseCategoricalCrossentropy()"},
-    "more metrics": {'metrics=["accuracy"]': f'metrics=["accuracy", {TOP3}]'},
-    "other metrics": {'metrics=["accuracy"]': f"metrics=[{TOP3}]"},
+    "more metrics": {METRICS: f'{LOSS}, metrics=["accuracy", {TOP3}]'},
+    "other metrics": {METRICS: f"{LOSS}, metrics=[{TOP3}]"},
     "EarlyStopping": {
         "keras.callbacks.TerminateOnNaN()]": 'keras.callbacks.EarlyStopping("loss", baseline=0)]'
     },

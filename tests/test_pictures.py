@@ -455,7 +455,7 @@ def test_backend_that_needs_a_screen(tmp_path):
 
         import transfer_vgg16
 
-            transfer_vgg16.plot_history({"loss": [2.0, 1.0]}, Path())
+        transfer_vgg16.plot_history({"loss": [2.0, 1.0]}, Path())
         transfer_vgg16.show_figures()
     """
     stdout, stderr = run_program(program, cwd=tmp_path, MATPLOTLIBRC=str(tmp_path))
