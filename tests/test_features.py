@@ -93,7 +93,7 @@ def test_run_that_is_killed_half_way_is_gone_on_with(handful, weights, tmp_path)
     (tmp_path / "killed").mkdir()
     call(TRANSFER, *arguments, cwd=tmp_path / "alone")
     size = max(path.stat().st_size for path in (tmp_path / "alone").glob("*.features"))
-    for share in (0, 0.8 * random.random(), 0.8):
+    for share in (0, 0.7 * random.random(), 0.7):
         process = start(TRANSFER, *arguments, cwd=tmp_path / "killed")
         pattern = f"part-*-{process.pid}-block5_pool-*.features"
         written = -1

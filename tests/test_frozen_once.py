@@ -464,8 +464,7 @@ def make_activated(function):
     """A model whose first layer has the name of an activation."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIDE, SIDE, 3))
-    x = layers.Conv2D(2, 3, name="conv")(inputs)
-    x = layers.Activation(function, name="relu")(x)
+    x = layers.Conv2D(2, 3, activation=function, name="relu")(inputs)
     x = layers.Dense(2)(layers.Flatten()(x))
     return freeze(keras.Model(inputs, x), "relu")
 

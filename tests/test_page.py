@@ -299,9 +299,9 @@ import predict_saved
 
 delete_old_files = predict_saved.delete_old_files
 
-def delete_sooner(directory, seconds):
+def delete_sooner(directory, seconds, keep):
     assert seconds == 90
-    delete_old_files(directory, 10)
+    delete_old_files(directory, 10, keep)
 
 predict_saved.delete_old_files = delete_sooner
 sys.exit(predict_saved.main(sys.argv[1:]))

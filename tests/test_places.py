@@ -97,7 +97,7 @@ def test_notebook(tmp_path):
     for cell in (first, second, called):
         assert cell["stderr"] == ""
         assert re.search(DEMO_ENDS, cell["stdout"])
-        assert cell["figures"] == 5
+        assert cell["figures"] == 6
     assert "runs once" in first["stdout"]
     assert "runs once" not in second["stdout"] + called["stdout"]
     results = [re.findall(r"^\[.+\]$", cell["stdout"], re.M) for cell in (first, second, called)]
