@@ -65,6 +65,7 @@ def test_thawed_runs_keep_more_files(again):
     assert read_history(directory) == history
 
 
+@pytest.mark.slow
 def test_thawed_run_makes_both_in_one_pass(few, weights, tmp_path):
     """Only the blocks that are thawed later run over the outputs of those before."""
     arguments = ["--data", few, "--weights", weights, "--epochs", 1, "--unfreeze", 2]

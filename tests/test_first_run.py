@@ -650,7 +650,9 @@ def test_run_goes_on_without_what_cannot_be_written(few, weights, tmp_path):
 
 
 @needs_posix
-@pytest.mark.parametrize("what", ["vgg16_cifar10.keras", "*.features"])
+@pytest.mark.parametrize(
+    "what", ["vgg16_cifar10.keras", pytest.param("*.features", marks=pytest.mark.slow)]
+)
 def test_run_ends_without_what_it_needs(what, few, weights, tmp_path):
     """A directory is in the way."""
     arguments = ["--data", few, "--weights", weights, "--epochs", 1]

@@ -543,6 +543,7 @@ def test_blocks_of_other_models(base):
     assert counted == model.count_params()
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_many_classes_and_names_that_no_font_has(images, weights, tmp_path):
     """Twelve classes, one named in a script that few fonts have: no warning, no lost name."""
