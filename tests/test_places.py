@@ -98,8 +98,8 @@ def test_notebook(tmp_path):
         assert cell["stderr"] == ""
         assert re.search(DEMO_ENDS, cell["stdout"])
         assert cell["figures"] == 6
-    assert "runs once" in first["stdout"]
-    assert "runs once" not in second["stdout"] + called["stdout"]
+    assert "run over" in first["stdout"]
+    assert "run over" not in second["stdout"] + called["stdout"]
     results = [re.findall(r"^\[.+\]$", cell["stdout"], re.M) for cell in (first, second, called)]
     assert results[0] == results[1] == results[2] != []
 
