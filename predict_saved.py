@@ -11,16 +11,21 @@ python predict_saved.py --serve            a page on this computer where anybody
 python predict_saved.py --help             all arguments
 """
 
+import os
+import sys
+
+if __name__ == "__main__":  # so that a random.py beside this file does not replace Python's own
+    sys.path.append(sys.path.pop(0))
+    sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # which python -P leaves out
+
 import contextlib
 import functools
 import html
 import json
 import logging
-import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 import unicodedata
@@ -45,10 +50,11 @@ def main(argv=()):
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
     verbose = transfer_vgg16.verbosity()
-    print(evaluate(model, x_test, y_test, verbose))
+    fast = transfer_vgg16.FrozenOnce(model, mirror=notes["mirror"])  # ours: VGG16 runs once
+    print(fast.evaluate(x_test, y_test, verbose=verbose))
 
     # ===== predictを使って予測結果を表示 / Predict the test images
-    preds = classify(model, notes, x_test, verbose)
+    preds = transfer_vgg16.temper(fast.predict(x_test, verbose=verbose), notes["temperature"])
     transfer_vgg16.print_averaged(preds, y_test, notes["mirror"])
     transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
@@ -245,27 +251,17 @@ def list_pictures(paths):
     return files
 
 
-def evaluate(model, images, labels, verbose=0):
-    """Return the loss and the metrics of the model for `images` and `labels`, as Keras does."""
-    with contextlib.ExitStack() as let_go:
-        at_once = transfer_vgg16.images_at_once(model)
-        data = transfer_vgg16.batches(let_go, [images], labels, None, at_once)
-        return model.evaluate(data, verbose=verbose)
-
-
-def classify(model, notes, images, verbose=0):
+def classify(model, notes, images):
     """Return the probabilities (n, classes) of uint8 images (n, size, size, 3).
 
     They are averaged over images and mirror images, and tempered, as the `notes` say.
     """
     views = [images, images[:, :, ::-1]] if notes["mirror"] else [images]
     at_once, probabilities = transfer_vgg16.images_at_once(model), 0
-    progress = transfer_vgg16.keras.utils.Progbar(len(views) * len(images), verbose=verbose)
     for view in views:
         parts = []
         for first in range(0, len(images), at_once):  # no batches(): the page calls this for ever
             parts.append(model.predict_on_batch(view[first : first + at_once]))
-            progress.add(len(parts[-1]))
         probabilities += transfer_vgg16.np.concatenate(parts) / len(views)
     return transfer_vgg16.temper(probabilities, notes["temperature"])
 

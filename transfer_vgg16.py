@@ -26,6 +26,11 @@ and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg
 # ]
 # ///
 
+import sys
+
+if __name__ == "__main__":  # so that a random.py beside this file does not replace Python's own
+    sys.path.append(sys.path.pop(0))
+
 import argparse
 import codecs
 import contextlib
@@ -43,7 +48,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -69,7 +73,7 @@ def quiet_import():
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             "log = sys.stdin.buffer.read(); log[-1:] == b'\\0' or sys.stderr.buffer.write(log)"
         )
-        holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+        holder = subprocess.Popen([sys.executable, "-I", "-c", program], stdin=subprocess.PIPE)
         stderr = os.dup(2)
         os.dup2(holder.stdin.fileno(), 2)
     problem = None
@@ -470,17 +474,25 @@ def download_cifar10():
         try:
             download(CIFAR10_ARCHIVE, url, file_hash=CIFAR10_SHA256)
             return True
-        except Exception as error:  # Keras raises the plain class, the network many others
+        except OSError as error:
             print(f"\ndownload from {url} failed ({first_line(error)})", flush=True)
     return False
 
 
 def download(name, url, **settings):
-    """Return the path of a file in Keras's cache, downloaded if need be; never wait for ever."""
+    """Return the path of a file in Keras's cache, downloaded if need be; never wait for ever.
+
+    Keras says what it waits for. Errors: OSError with the reason in a few words.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         return keras.utils.get_file(name, url, **settings)
+    except Exception as error:  # Keras raises the plain class, the network many others
+        reason = re.sub("^URL fetch failure on .+?: (None -- )?", "", str(error))
+        if "timed out" in reason:
+            reason = f"no answer in {TIMEOUT} seconds"
+        raise OSError(reason) from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -1187,7 +1199,7 @@ def find_weights(path=None, rounded=False):
     try:
         name = WEIGHTS_URL.rpartition("/")[2]
         return download(name, WEIGHTS_URL, cache_subdir="models", file_hash=WEIGHTS_MD5)
-    except Exception as error:  # Keras raises the plain class, the network many others
+    except OSError as error:
         problem = f"VGG16's weights could not be downloaded ({first_line(error)})"
     if not WEIGHTS_COPY.exists():
         fail(f"{problem}: give --weights a local file, or see docs/classroom.md")
@@ -1287,7 +1299,7 @@ class FrozenOnce:
         (Sequential([base, Flatten(), ...])) is one layer: it runs once if all of it is frozen.
     directory: where the outputs of the front are kept, in files that end in .features. They are
         found again by content: images, layers and weights. Older ones of the same layer are
-        deleted.
+        deleted. Without it, they are in a temporary directory until the object is deleted.
     mirror: whether fit takes each image or its mirror image, by chance and anew in each epoch;
         predict then averages over both (test-time augmentation), evaluate takes the images alone.
     stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
@@ -1297,7 +1309,7 @@ class FrozenOnce:
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
 
-    def __init__(self, model, directory=".", mirror=False, stop=None):
+    def __init__(self, model, directory=None, mirror=False, stop=None):
         own_step = type(model).train_step is not keras.Model.train_step
         inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
         one_each = inputs and len(inputs) == len(outputs) == 1 and None not in inputs[0].shape[1:]
@@ -1306,7 +1318,10 @@ class FrozenOnce:
                 "FrozenOnce takes a functional or Sequential model with one input of fixed size, "
                 "one output and Keras's own train_step: call the model's own fit() instead"
             )
-        self.model, self.directory, self.mirror = model, Path(directory), mirror
+        self.model, self.mirror, self.temporary = model, mirror, None
+        if directory is None:
+            self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.directory = Path(directory or self.temporary.name)
         make_output_dir(self.directory)
         self.stop = stop and model.get_layer(stop).output
         self.salt, self.files = os.urandom(8).hex(), set()  # the files are those of this object
@@ -1445,8 +1460,7 @@ class FrozenOnce:
         self.files.add(path)
         dtype, shape = np.dtype(tf.as_dtype(stop.dtype).as_numpy_dtype), (len(x), *stop.shape[1:])
         size = len(x) * count_bytes(stop)
-        whole = path.is_file() and path.stat().st_size == size + len(key)
-        if not whole or bytes(np.memmap(path, mode="r")[size:]) != key:
+        if not ends_in(path, size, key):
             if before:
                 x = self._stored(before, x, digest, verbose)
                 front = keras.Model(before[-1], stop)
@@ -1459,17 +1473,32 @@ class FrozenOnce:
                     "or smaller images"
                 )
             if verbose != 0:
-                print(
-                    f"The layers up to {name} run over {len(x):,} images, kept in {path} "
-                    f"({size / 1e6:,.0f} MB, delete it when you like):",
-                    flush=True,
-                )
+                kept = f", kept in {path} ({size / 1e6:,.0f} MB, delete it when you like)"
+                kept = "" if self.temporary else kept
+                print(f"The layers up to {name} run over {len(x):,} images{kept}:", flush=True)
             write_outputs(front, x, key, path, verbose)
             for old in self.directory.glob(f"*{name}-*.features"):
                 if old not in self.files and is_of_no_run(old):
                     with contextlib.suppress(OSError):  # Windows, while a program uses it
                         old.unlink()
+        return map_array(path, dtype, shape)
+
+
+def ends_in(path, size, key):
+    """Return whether the file `path` has `size` bytes, then those of `key`, and no more."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(size)
+        return file.read(len(key) + 1) == key
+    return False
+
+
+def map_array(path, dtype, shape):
+    """Return the array at the beginning of the file `path`, which is read where it is used."""
+    try:
         return np.memmap(path, dtype, "r", shape=shape)
+    except OSError as error:  # some drives that are mounted over a network
+        print(f"{path} is read into memory, as it cannot be mapped ({error.strerror})")
+        return np.fromfile(path, dtype, math.prod(shape)).reshape(shape)
 
 
 def find_front(model):
@@ -1493,9 +1522,7 @@ def find_front(model):
         open_tensors = {key: tensor for key, tensor in open_tensors.items() if uses[key]}
         if getattr(node.operation, "weights", ()):
             last = len(stops)
-        if (
-            last and len(open_tensors) == 1
-        ):  # before any weights, it costs less than to read a file
+        if last and len(open_tensors) == 1:  # what comes before costs less than to read a file
             stops += open_tensors.values()
     ends = range(min(last, len(stops) - 1), len(stops))
     return stops[: min(ends, key=lambda end: count_bytes(stops[end])) + 1], after

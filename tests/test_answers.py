@@ -205,6 +205,7 @@ def check_maps(model, notes, images):
     return left
 
 
+@pytest.mark.slow
 def test_maps_name_what_an_answer_rests_on(weights, shared):
     (x, y), (images, labels) = draw_discs()
 
@@ -270,7 +271,11 @@ BASES = ["VGG16", "ResNet50V2", "MobileNetV2", "EfficientNetV2B0"]
 
 @pytest.mark.parametrize(
     ("size", "precision"),
-    [(32, "float32"), (64, "float32"), (128, "float32"), (64, "mixed_bfloat16")],
+    [
+        (32, "float32"),
+        (64, "mixed_bfloat16"),
+        pytest.param(128, "float32", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("base", BASES)
 def test_maps_of_other_bases_and_heads(base, size, precision):

@@ -48,7 +48,7 @@ EDITS = {
         "layers.Resizing(args.image_size, args.image_size)": "layers.Resizing(64, 64)",
     },
 }
-FAST = {"a thawed block", "random images", "MobileNetV2", "BatchNormalization"}
+FAST = {"a thawed block", "random images"}
 CASES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EDITS]
 
 

@@ -48,6 +48,7 @@ def test_another_learning_rate_uses_them(again, tmp_path):
     assert read_history(directory) == read_history(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_thawed_runs_keep_more_files(again):
     """They hold what goes into the thawed blocks; the first ones still serve the head."""
     directory, arguments = again

@@ -227,6 +227,7 @@ def test_bad_hosts_are_left_for_the_next(tmp_path):
     assert Host.asked == ["/missing", "/wrong", "/stall", "/good"]
     for url in urls[:-1]:
         assert re.search(f"^download from {url} failed \\(.", stdout, re.M)
+    assert f"download from {address}/stall failed (no answer in 3 seconds)\n" in stdout
     assert stdout.endswith("all arrays are the same\n")
 
     Host.asked.clear()

@@ -1,5 +1,7 @@
 """FrozenOnce trains what Keras trains, with the same numbers, whatever the model is."""
 
+import errno
+import gc
 import os
 import re
 from pathlib import Path
@@ -641,3 +643,33 @@ def test_outputs_are_let_go(tmp_path):
     fast.evaluate(IMAGES, LABELS, verbose=0)
     fast.predict(IMAGES, verbose=0)
     assert not re.findall(rf"{tmp_path}.*features", Path("/proc/self/maps").read_text())
+
+
+# ----- where the outputs are
+
+
+def test_without_a_directory_nothing_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = compile_it(make_plain())
+    fast = FrozenOnce(model)
+    expected = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(fast.predict(IMAGES, verbose=2), expected, atol=1e-6)
+    assert len(list(tmp_path.rglob("*.features"))) == 1
+    line = r"^The layers up to second run over 48 images:$"  # which names no file to delete
+    assert re.search(line, capsys.readouterr().out, re.M)
+    del fast
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drive_that_cannot_map_files(tmp_path, monkeypatch, capsys):
+    """As some that are mounted over a network, Colab's among them."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    check_same(train_both(make_plain, tmp_path))
+    assert (
+        "is read into memory, as it cannot be mapped (No such device)" in capsys.readouterr().out
+    )

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 
 import pytest
 from conftest import PREDICT, ROOT, TRANSFER, call, check_error, needs_posix, read_history, run
@@ -79,6 +80,26 @@ def test_abort_of_tensorflow_shows_its_reason(script, tmp_path):
     text = "import os\nos.write(2, b'your CPU has no AVX\\n')\nos.abort()"
     _, stderr = run(script, cwd=tmp_path, status=-6, **fake_tensorflow(tmp_path, text))
     assert stderr == "your CPU has no AVX\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("safe_path", ["", "1"], ids=["usual path", "python -P"])
+@pytest.mark.parametrize("script", [TRANSFER, PREDICT])
+def test_modules_beside_the_scripts_replace_no_others(script, safe_path, tmp_path):
+    """As the random.py of an exercise does, which all that imports `random` would get."""
+    for name in (TRANSFER, PREDICT):
+        shutil.copy(name, tmp_path)
+    for name in ("random", "signal", "numpy", "tensorflow"):
+        (tmp_path / f"{name}.py").write_text("print('mine')")
+    stdout, stderr = run(
+        *(tmp_path / script.name, "--model" if script is PREDICT else "--data", "missing"),
+        cwd=tmp_path,
+        status=2,
+        PYTHONPATH="",
+        PYTHONSAFEPATH=safe_path,
+    )
+    assert "mine" not in stdout
+    check_error(stderr, r"missing does not exist: .+")
 
 
 # ----- settings of the computer
