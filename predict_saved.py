@@ -11,6 +11,20 @@ python predict_saved.py --serve            a page on this computer where anybody
 python predict_saved.py --help             all arguments
 """
 
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = [
+#   "tensorflow>=2.21",
+#   "numpy",
+#   "matplotlib",
+#   "pillow",
+#   "pillow-heif",
+#   "pydot>=3",
+#   "graphviz-pure",
+#   "psutil",
+# ]
+# ///
+
 import os
 import sys
 

@@ -230,3 +230,7 @@ def test_uv_run(place, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert re.search(DEMO_ENDS, result.stdout)
     check_demo(place)
+    command[4:] = [PREDICT, "--model", "demo/vgg16_cifar10.keras"]
+    result = subprocess.run(command, cwd=place, capture_output=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("予測: ")

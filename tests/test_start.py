@@ -129,9 +129,10 @@ def test_one_line_says_on_what_it_computes(finished):
     assert len(re.findall(r"^Computing on the CPU, \d+ cores$", stdout, re.M)) == 1
 
 
-def test_script_metadata_is_that_of_the_documents():
+@pytest.mark.parametrize("script", [TRANSFER, PREDICT])
+def test_script_metadata_is_that_of_the_documents(script):
     """PEP 723: what `uv run` installs is what requirements.txt names, for the README's Pythons."""
-    text = TRANSFER.read_text(encoding="utf-8")
+    text = script.read_text(encoding="utf-8")
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", text, re.M)[1]
     block = re.sub("^# ?", "", block, flags=re.M)
     dependencies = ast.literal_eval(re.search(r"^dependencies = (\[.*?\])", block, re.M | re.S)[1])
