@@ -57,7 +57,16 @@ import warnings
 import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+
+IMPORT_WAYS = {  # out of an import that fails, by what its error says; the last is for all others
+    "DLL": "install the Microsoft Visual C++ Redistributable, "
+    "https://aka.ms/vs/17/release/vc_redist.x64.exe (if it is there, the processor is too old for "
+    "TensorFlow, without AVX)",
+    "libmetal_plugin": "pip uninstall tensorflow-metal, which no longer fits TensorFlow",
+    "": "activate .venv and run pip install -r requirements.txt (and restart a notebook's kernel)",
+}
 
 
 @contextlib.contextmanager  # about the start only: the steps are in main()
@@ -82,8 +91,10 @@ def quiet_import():
     except KeyboardInterrupt:
         problem, status = "stopped", 130
     except Exception as error:  # a broken DLL or plug-in raises more than ImportError
+        if isinstance(error.__cause__, ImportError):  # around it, TensorFlow puts a traceback
+            error = error.__cause__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        way = "activate .venv and run pip install -r requirements.txt"
+        way = next(way for word, way in IMPORT_WAYS.items() if word in reason)
         problem, status = f"error: a package is missing or broken ({reason}): {way}", 2
     finally:
         if quiet:
@@ -377,12 +388,24 @@ def start_clean():
 
     A keras.json may say otherwise, too.
     """
+    check_session()
     choose_backend()
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()
     tf.distribute.experimental_set_strategy(None)
+
+
+def check_session():
+    """End with status 2 where a notebook has other libraries in memory than this run needs."""
+    way = "restart the kernel (in Colab, the session), and run this first"
+    if keras.backend.backend() != "tensorflow":
+        fail(f"Keras was imported to run on {keras.backend.backend()}: {way}")
+    with contextlib.suppress(metadata.PackageNotFoundError):  # as of tensorflow-cpu
+        installed = metadata.version("tensorflow")
+        if re.findall(r"\d+", installed)[:3] != re.findall(r"\d+", tf.__version__)[:3]:
+            fail(f"TensorFlow {tf.__version__} was in use when {installed} was installed: {way}")
 
 
 def choose_backend():
@@ -401,6 +424,9 @@ def verbosity():
     return 1 if terminal or "ipykernel" in sys.modules else 2
 
 
+NVIDIA_FILES = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"]  # of a GPU; the second: WSL2
+
+
 def use_devices(distribute):
     """Say on what TensorFlow computes; with `distribute`, let all GPUs share each batch.
 
@@ -413,6 +439,8 @@ def use_devices(distribute):
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     hint = " (TensorFlow sees no GPU on Windows, other than in WSL2)" if os.name == "nt" else ""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and any(Path(f).exists() for f in NVIDIA_FILES):
+        hint = ' (for the NVIDIA GPU: pip install "tensorflow[and-cuda]")'
     print(f"Computing on {', '.join(gpus) or f'the CPU, {cores} cores{hint}'}")
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if distribute and len(devices) < 2:
@@ -1706,7 +1734,9 @@ def save_model(model, notes, path, needed=False, weights_to=None):
             for weight in model.weights:
                 np.save(weights_to, weight)
         model.save(part)
-        with zipfile.ZipFile(part, "a") as archive:
+        # Opened here, as ZipFile empties a file that another program holds and lets go again
+        file = when_free(lambda: part.open("r+b"))
+        with file, zipfile.ZipFile(file, "a") as archive:
             for name, note in notes.items():
                 archive.writestr(f"{name}.json", json.dumps(note))
 
@@ -1926,8 +1956,9 @@ def drawing(path, heading, title="", figsize=(16, 9), needed=False):
             plt.rcParams.update({"font.family": figure_fonts(), "font.size": 16})
             try:
                 figure = plt.figure(figsize=figsize, layout="constrained")
-            except ImportError:  # the backend of a matplotlibrc that needs a screen
+            except Exception as error:  # no screen, or a tkinter that opens no window
                 plt.switch_backend("agg")
+                print(f"Figures are saved, but not shown ({first_line(error)})")
                 figure = plt.figure(figsize=figsize, layout="constrained")
             figure.suptitle(f"{heading} ({title})" if title else heading, parse_math=False)
             yield figure
@@ -1954,6 +1985,7 @@ def figure_fonts():
 def drawable(texts, width=24):
     """Return `texts` without what the fonts here cannot draw, up to `width` letters wide."""
     known = font_characters()
+    texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS writes が as か and ゛
     if not {ord(character) for text in texts for character in text} <= known:
         find_new_fonts()
         known = font_characters()
@@ -2222,13 +2254,17 @@ def make_output_dir(path):
     """Make the directory `path`; end with status 2 where it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
         delete_parts(path)
+        part = part_of(path / "test")  # tempfile, where Windows refuses it, tries for a day
+        part.touch()
+        with contextlib.suppress(OSError):  # a virus scanner may hold it
+            part.unlink()
     except OSError as error:
         fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
 
 
-PART = f"part-{socket.gethostname()}-"  # then the process and the file: no other run writes to it
+# Then the process and the file: no other run writes to it. Windows and its WSL2 have one host name
+PART = f"part-{socket.gethostname()}-{sys.platform}-"
 
 
 def part_of(path):
@@ -2274,13 +2310,17 @@ def write_whole(path, write, needed=False):
 
 
 def replace_file(part, path):
-    """Let the file `part` take the place of `path`; wait a little while a program holds one."""
+    """Let the file `part` take the place of `path`."""
+    when_free(lambda: part.replace(path))
+
+
+def when_free(use_file):
+    """Return use_file(); on Windows, wait a little while another program holds the file."""
     for seconds in (0.2, 1, 3):
         with contextlib.suppress(PermissionError):
-            part.replace(path)
-            return
+            return use_file()
         time.sleep(seconds)
-    part.replace(path)
+    return use_file()
 
 
 def cannot_write(path, error):
