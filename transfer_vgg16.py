@@ -831,7 +831,7 @@ def find_classes(folder, below):
     for path in look_into(folder, below):
         twin = classes.setdefault(name_class(path.name), path)
         if twin != path:
-            fail(f"{printable(twin)} and {printable(path)} look the same: move them into one")
+            fail(f"{printable(twin)} and {printable(path)} look the same: merge or rename them")
     inside = {
         name: {name_class(inner.name) for inner in look_into(path, below)}
         for name, path in classes.items()
