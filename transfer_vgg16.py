@@ -638,13 +638,16 @@ PARTS = ("train", "validation", "test")
 PART_WORDS = {  # in the names of directories
     "train": {"train", "training", "trainset", "trainval", "訓練", "学習", "教師"},
     "validation": {"val", "valid", "validation", "dev", "eval", "evaluation", "検証"},
-    "test": {"test", "tests", "testing", "testset", "テスト", "評価", "本番"},
+    "test": {"test", "tests", "testing", "testset", "テスト", "本番"},
+    "evaluation": {"評価"},  # the test part, or beside one, the validation part
 }
 SYSTEM_DIRECTORIES = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "recycler", "#recycle"}
 SYSTEM_DIRECTORIES |= {"@recycle", "#snapshot", "lost+found", "system volume information"}
 RAW_FILE = r"\.(3fr|arw|cr2|cr3|crw|dng|iiq|nef|nrw|orf|pef|raf|raw|rw2|rwl|sr2|srf|srw|x3f)$"
+ARCHIVE_NUMBER = r"(?<=Z)(-\d+)?-\d{3}$| ?\(\d+\)$"  # Google Drive's, a browser's
 SMALLEST_CLASS = 5  # different pictures
 MAX_PIXELS = 200_000_000  # those of a phone's largest photos
+ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 8232, 8233)}
 WHITES = [1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32))]  # in pictures of other numbers
 
 
@@ -657,21 +660,20 @@ def load_photos(directory, image_size, output_dir=None):
     """
     files, class_names = find_photos(directory, output_dir)
     check_counts({part: [label for _, label in files[part]] for part in PARTS}, class_names)
-    distinct = PARTS if files["test"] is not files["validation"] else PARTS[:2]
-    photos = [(path, label, part) for part in distinct for path, label in files[part]]
+    parts = PARTS if files["test"] is not files["validation"] else PARTS[:2]
+    photos = [photo for part in parts for photo in files[part]]
     free = psutil.virtual_memory().available
     if len(photos) * image_size**2 * 3 > free:
         fits = math.isqrt(free // (3 * len(photos)))
         way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
         fail(f"{len(photos):,} photos do not fit into {free / 1e9:.1f} GB of free memory: {way}")
 
-    images, readable, _ = read_photos([path for path, _, _ in photos], image_size)
-    labels = np.array([label for _, label, _ in photos])[readable, None]
-    counts = Counter(photos[index][2] for index in readable)
-    data, end = {}, 0
-    for part in distinct:
-        start, end = end, end + counts[part]
-        data[part] = images[start:end], labels[start:end]
+    images, readable, _ = read_photos([path for path, _ in photos], image_size)
+    labels = np.array([label for _, label in photos])[readable, None]
+    ends = np.cumsum([len(files[part]) for part in parts[:-1]])
+    ends = np.searchsorted(readable, ends)  # without the photos that could not be read
+    arrays = zip(np.split(images, ends), np.split(labels, ends), strict=True)
+    data = dict(zip(parts, arrays, strict=True))
     data.setdefault("test", data["validation"])
     check_counts({part: data[part][1][:, 0] for part in PARTS}, class_names)
     return data, class_names
@@ -685,28 +687,25 @@ def find_photos(directory, output_dir=None, known=()):
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
     directory = Path(directory)
-    pictures, searched, others = find_pictures(directory, output_dir)
-    if not searched:
+    pictures, below, others = find_pictures(directory, output_dir)
+    if not below:
         fail(f"{printable(directory)} cannot be read: give --data one that you may read")
-    below = {folder: [] for folder in searched}  # the pictures in it and in its subdirectories
-    for path in pictures:
-        for folder in path.parents:
-            if folder in below:  # and not above `directory`
-                below[folder].append(path)
-
     found = find_parts(directory, below)
     own_class = name_class(directory.resolve().name)
     if not found["train"] and own_class in known:
         found["train"] = {own_class: directory}
     folders = {folder for classes in found.values() for folder in classes.values()}
-    for path in searched:
+    for path in sorted(below):
         if not below[path] and below.get(path.parent) and folders.isdisjoint(path.parents):
             leave_aside([path], "no pictures in it")
     numbers = number_photos([path for folder in folders for path in below[folder]])
-    report_masks(numbers)
     class_names = choose_classes(directory, found, below, numbers, known)
     files = split_photos(found, below, numbers, class_names)
-    used = len({file for photos in files.values() for file in photos})
+    report_doubtful(files, numbers)
+    if not files["test"]:
+        print("no test pictures: the validation pictures are used for both, which is optimistic")
+        files["test"] = files["validation"]
+    used = len({photo for part in PARTS for photo in files[part]})
     print(
         f"{printable(directory)}: {used:,} pictures in {len(class_names)} classes; not used are "
         f"{len(pictures) - used:,} other pictures and {others:,} other files"
@@ -715,79 +714,42 @@ def find_photos(directory, output_dir=None, known=()):
     return files, class_names
 
 
-def choose_classes(directory, found, below, numbers, known):
-    """Return the names of the classes that have enough different pictures, or are in `known`.
-
-    Errors: status 2 for fewer than two classes; with `known`, for none.
-    """
-    different = defaultdict(set)
-    for classes in found.values():
-        for name, folder in classes.items():
-            different[name] |= {numbers[path] for path in below[folder]}
-    small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
-    if small:
-        leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
-    class_names = sorted(different.keys() - small)
-    if len(class_names) < (1 if known else 2):
-        where, few = printable(directory), f", besides {len(small):,} with too few pictures"
-        fail(
-            f"{where} needs a directory for each class, two or more, and has {len(class_names)} "
-            f"({', '.join(class_names) or 'none'}){few if small else ''}: sort the photos into "
-            f"{where}/cat, {where}/dog and so on, ten or more of each class"
-        )
-    return class_names
-
-
-def print_counts(files, class_names):
-    """Print how many photos of each class each part has, for the first ten classes."""
-    counts = [Counter(label for _, label in files[part]) for part in PARTS]
-    print("train  validation   test  class")
-    for label, name in enumerate(class_names[:10]):
-        train, validation, test = (count[label] for count in counts)
-        print(f"{train:5}  {validation:10}  {test:5}  {name}")
-    if len(class_names) > 10:
-        print(f"and {len(class_names) - 10:,} more classes")
-
-
 def find_pictures(directory, output_dir=None):
-    """Return the pictures in `directory` and below, the directories searched, and the other files.
-
-    The first two are sorted lists of paths, the third is a number. What a run wrote, into
-    `output_dir` or earlier, is not searched.
-    """
-    files, searched, aside = [], [], defaultdict(set)
-    linked, written = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
-    walk = os.walk(
-        directory,
-        onerror=lambda error: aside[error.strerror].add(error.filename),
-        followlinks=True,
-    )
-    for folder, inside, names in walk:
+    """Return the pictures in `directory`, {folder: those below it}, and how many others."""
+    files, below, aside, errors = [], {}, defaultdict(set), []
+    linked, output = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
+    for folder, inside, names in os.walk(directory, onerror=errors.append, followlinks=True):
         folder, here = Path(folder), os.path.realpath(folder)
-        if folder != directory and (here == written or MODEL_FILE in names and not inside):
+        if folder != directory and (here == output or (MODEL_FILE in names and not inside)):
             aside["a run writes its files there"].add(folder)
             inside.clear()  # os.walk goes into what is left in it
             continue
+        below[folder] = []
         for name in sorted(inside):
             target = os.path.realpath(folder / name)
+            is_link = target != os.path.join(here, name)
             if is_of_system(folder / name):
                 aside["hidden, or the system's own"].add(name)
                 inside.remove(name)
-            elif target != os.path.join(here, name):
-                if target in linked or Path(here).is_relative_to(target):
-                    aside["a link that leads back"].add(folder / name)
-                    inside.remove(name)
+            elif is_link and (target in linked or Path(here).is_relative_to(target)):
+                aside["a link that leads back"].add(folder / name)
+                inside.remove(name)
+            elif is_link:
                 linked.add(target)
         for path in (folder / name for name in names):
             if reason := find_obstacle(path):
                 aside[reason].add(path)
             elif not path.name.startswith("."):
                 files.append(path)
-        searched.append(folder)
-    for reason in aside:
-        leave_aside(aside[reason], reason)
+    for error in errors:
+        aside[error.strerror].add(error.filename)
+    for reason, paths in aside.items():
+        leave_aside(paths, reason)
     pictures = sorted(filter(is_picture, files))
-    return pictures, sorted(searched), len(files) - len(pictures)
+    for path in pictures:
+        for folder in below.keys() & path.parents:
+            below[folder].append(path)
+    return pictures, below, len(files) - len(pictures)
 
 
 def is_of_system(folder):
@@ -798,18 +760,19 @@ def is_of_system(folder):
 
 def find_obstacle(path):
     """Return why a file that may be a picture cannot serve as one, or None."""
+    name, in_cloud = path.name.lower(), "only in the cloud: download them first"
     with contextlib.suppress(OSError):
         status = path.stat()
         if getattr(status, "st_file_attributes", 0) & 0x400000:  # Windows recalls it on access
-            return "only in the cloud: download them first"
+            return in_cloud
         if 0 < status.st_size < 300 and path.read_bytes().startswith(b"version https://git-lfs"):
             return "only pointers: git lfs pull gets the files"
-    if path.suffix.lower() == ".icloud":
-        return "only in the cloud: download them first"
-    if re.search(RAW_FILE, path.name.lower()):  # in which Pillow sees a small TIFF
+    if name.endswith(".icloud"):
+        return in_cloud
+    if re.search(RAW_FILE, name):  # in which Pillow sees a small TIFF
         return "a camera's raw files: export them as JPEG"
-    if path.name.startswith(".") and not path.name.startswith("._"):  # the latter are macOS's
-        return "hidden pictures: rename them" if is_picture(path) else None
+    if re.match(r"\.(?!_)", name) and is_picture(path):  # those with ._ are macOS's own
+        return "hidden pictures: rename them"
     return None
 
 
@@ -829,7 +792,8 @@ def is_of_pictures(kind):
 
 def leave_aside(paths, reason):
     """Print which paths or names are not used, and why."""
-    print(f"left aside: {name_some(sorted(map(printable, paths)))} ({reason})")
+    if paths:
+        print(f"left aside: {name_some(sorted(map(printable, paths)))} ({reason})")
 
 
 def name_some(names):
@@ -840,11 +804,8 @@ def name_some(names):
 
 def printable(path):
     r"""Return a path or name as text, with \n for a line's end, and \x.. for no UTF-8."""
-
-    def escape(found):
-        return ascii(found[0])[1:-1].replace(r"\udc", r"\x")  # as Python has such bytes in texts
-
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]", escape, str(path))
+    text = os.fsencode(path).decode(sys.getfilesystemencoding(), "backslashreplace")
+    return text.translate(ESCAPES)  # control characters and Unicode's ends of lines
 
 
 def name_class(name):
@@ -853,81 +814,70 @@ def name_class(name):
 
 
 def find_parts(directory, below):
-    """Return the class directories of each part that `directory` has: {part: {name: path}}.
-
-    If it is not divided, all are in "train". `below` has the pictures below each directory.
-    Errors: status 2 where nothing can be trained on, or more than one reading is left.
-    """
-    named = {part: [] for part in (*PARTS, None)}
+    """Return the class directories of each part of `directory`, {part: {class name: path}}."""
+    named = {part: [] for part in (*PART_WORDS, None)}
     for path in look_into(directory, below):
         named[find_part(path.name)].append(path)
-    if len(named["test"]) > 1 and not named["validation"]:  # 評価 beside テスト validates
-        named["validation"] = [path for path in named["test"] if "評価" in path.name]
-        named["test"] = [path for path in named["test"] if "評価" not in path.name]
+    named["validation" if named["test"] else "test"] += named["evaluation"]
     train, held_out, others = named["train"], named["validation"] + named["test"], named[None]
     if not any(look_into(path, below) for path in train):
-        flat = " or ".join(printable(path) for path in sorted(train + held_out))
-        if (flat and not others) or (train and held_out):
+        if (train and held_out) or (train + held_out and not others):
+            flat = " or ".join(map(printable, sorted(train + held_out)))
             fail(
-                f"there are no class directories to train with in {flat}: sort the pictures into "
-                "train/cat, train/dog and so on (a directory that is a class needs another name)"
+                f"no class directories to train with in {flat}: sort the pictures into train/cat, "
+                "train/dog and so on (a directory that is a class needs another name)"
             )
         return {"train": find_classes(directory, below)}
     if others and not held_out:
-        fail(
-            f"unclear whether {printable(train[0])} is the train part or a class: give --data its "
-            "path, or rename it"
-        )
+        where = printable(train[0])
+        fail(f"{where} may be the train part or a class: give --data its path, or rename it")
     found = {}
-    for part, paths in named.items():
-        for path in paths:
-            classes = find_classes(path, below) if part else {}
+    for part in PARTS:
+        for path in named[part]:
+            classes = find_classes(path, below)
             if not classes.keys() & found.get("train", classes).keys():
-                leave_aside([path], "no part with the classes of train")
+                others.append(path)
             elif part in found:
-                several = " and ".join(map(printable, paths))
-                fail(f"{several} may both be the {part} part: move one of them elsewhere")
+                both = " and ".join(map(printable, named[part]))
+                fail(f"{both} may both be the {part} part: move one of them elsewhere")
             else:
                 found[part] = classes
+    leave_aside(others, "no part with the classes of train")
     return found
-
-
-def look_into(folder, below):
-    """Return the directories with pictures in `folder`, or in a single one around them."""
-    found = sorted(path for path in folder.iterdir() if below.get(path))
-    inner = look_into(found[0], below) if len(found) == 1 else []
-    return inner or found
 
 
 def find_part(name):
     """Return the part that a word in a directory's name tells, or None."""
     name = unicodedata.normalize("NFKC", name)
     words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
-    for part in PARTS:  # Japanese has no spaces between words
+    for part in PART_WORDS:  # Japanese has no spaces between words
         if any(word in (words if word.isascii() else name) for word in PART_WORDS[part]):
             return part
     return None
 
 
-def find_classes(folder, below):
-    """Return the class directories in `folder`, {class name: path}.
+def look_into(folder, below):
+    """Return the directories with pictures in `folder`, or in those around them."""
+    found = sorted(path for path in folder.iterdir() if below.get(path))
+    inner = []  # of a single directory around everything, or the archives of one download
+    if len({re.sub(ARCHIVE_NUMBER, "", path.name) for path in found}) == 1:
+        inner = [path for outer in found for path in look_into(outer, below)]
+    return inner or found
 
-    Errors: status 2 where one of them may be something else, or two look the same.
-    """
+
+def find_classes(folder, below):
+    """Return the class directories in `folder`, {class name: path}."""
     classes = {}
-    for path in skip_archives(look_into(folder, below), below):
+    for path in look_into(folder, below):
         twin = classes.setdefault(name_class(path.name), path)
         if twin != path:
-            fail(
-                f"{printable(twin)} and {printable(path)} look the same, but are written in two "
-                "ways (é in one character or two, say): move the pictures of one into the other"
-            )
+            fail(f"{printable(twin)} and {printable(path)} look the same: merge or rename them")
     inside = {
-        name: {name_class(one.name) for one in look_into(path, below)}
+        name: {name_class(inner.name) for inner in look_into(path, below)}
         for name, path in classes.items()
     }
     for name, path in list(classes.items()):
-        if find_part(name) in ("validation", "test") and len(classes) > 1:
+        if find_part(name) not in (None, "train") and len(inside) > 1:
             fail(
                 f"unclear whether {printable(path)} is a class or held-out pictures: rename it, "
                 "or put the classes to train with into a directory train beside it"
@@ -937,54 +887,23 @@ def find_classes(folder, below):
                 f"{printable(path)} looks like a data set inside a class: give --data its path, "
                 "or rename its train and test directories"
             )
-        if len(inside[name] & classes.keys() - {name}) > 1:
+        if len(inside[name] & inside.keys() - {name}) > 1:
             leave_aside([path], "a copy: it has the same directories in it")
             del classes[name]
-    counts = Counter(name for names in inside.values() for name in names)
-    shared = sorted(name for name in counts if counts[name] > 1)
-    if shared and all(len(names) > 1 for names in inside.values()):
+    shared = set.intersection(*inside.values()) if inside else []
+    if len(shared) > 1:
         print(
             f"the classes in {printable(folder)} have the same directories in them "
-            f"({name_some(shared)}), which are all used: if they hold masks, move them away; if "
-            "they are the classes, put them side by side"
+            f"({name_some(sorted(shared))}), which are all used: if they hold masks, move them "
+            "away; if they are the classes, put them side by side"
         )
     return classes
-
-
-def skip_archives(folders, below):
-    """Return the innermost of `folders` where each has a single one in it, else `folders`.
-
-    So do the archives of one download, photos-001/photos/cat and photos-002/photos/dog. Their
-    names end in numbers, those of the classes differ, and do not (room1/2019, room2/2020).
-    """
-    inner = [look_into(path, below) for path in folders]
-    ends = [paths[0] for paths in inner if len(paths) == 1]
-    if sum(len(below[path]) for path in ends) < sum(len(below[path]) for path in folders):
-        return folders  # as some have several in them, or pictures
-    distinct = len({name_class(path.name) for path in ends}) == len(ends)
-    numbered = [
-        any(re.search(r"\d\)?$", path.name) for path in paths) for paths in (folders, ends)
-    ]
-    return ends if distinct and numbered == [True, False] else folders
-
-
-def report_masks(paths):
-    """Print how many of `paths` are named like masks of others, as a_mask.png beside a.png."""
-    mask = re.compile(r"_mask(_\d+)?(?=\.\w+$)", re.IGNORECASE)
-    masks = [path for path in sorted(paths) if mask.search(path.name)]
-    masks = [path for path in masks if path.with_name(mask.sub("", path.name)) in paths]
-    if masks:
-        print(
-            f"{len(masks):,} pictures are named like masks of others (for example "
-            f"{printable(masks[0])}), and are used, too: move them away if that is what they are"
-        )
 
 
 def number_photos(paths):
     """Return a number from 0 to below 1 for each file, which depends on its bytes: {path: number}.
 
-    Files of one photograph, such as DSC_1.HEIC, DSC_1.JPG and its edited copy DSC_1 (1).JPG, have
-    the highest of theirs in common: so another one does not take them out of training later.
+    The files of a photograph have their highest, so another one does not end its training.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         of_bytes = dict(zip(paths, pool.map(hash_number, paths), strict=True))
@@ -997,14 +916,6 @@ def number_photos(paths):
     return numbers
 
 
-def find_original(path):
-    """Return where a file is and its name, without an extension and the usual marks of a copy."""
-    is_ending = path.suffix.lower() in Image.registered_extensions()
-    name = (path.stem if is_ending else path.name).lower()
-    name = re.sub(r"( ?\(1\)|[ _-]+(copy|edited)| - コピー|\.rf\.\w+)$", "", name)  # Roboflow's
-    return path.parent, re.sub(r"^img_e(?=\d)", "img_", name)  # an iPhone's IMG_E1234
-
-
 def hash_number(path):
     """Return a number from 0 to below 1 that depends on nothing but a file's bytes."""
     content = b""
@@ -1014,43 +925,47 @@ def hash_number(path):
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def split_photos(found, below, numbers, class_names):
-    """Return the photos of each part, {part: [(path, label)]}, in an order that mixes the classes.
+def find_original(path):
+    """Return where a file is and its name, without an extension and the usual marks of a copy."""
+    is_ending = path.suffix.lower() in Image.registered_extensions()
+    name = (path.stem if is_ending else path.name).lower()
+    name = re.sub(r"( ?\(1\)|[ _-]+(copy|edited)| - コピー|\.rf\.\w+)$", "", name)  # Roboflow's
+    return path.parent, re.sub(r"^img_e(?=\d)", "img_", name)  # an iPhone's IMG_E1234
 
-    `found` is what find_parts() returns. Pictures in several parts or classes are reported.
-    """
-    missing = []  # where there is a validation part, it serves as the test, too
-    if "validation" not in found:
-        missing = [part for part in ("test", "validation") if part not in found]
-    files, parts, classes = {part: [] for part in PARTS}, defaultdict(set), defaultdict(set)
-    for part, folders in found.items():
+
+def choose_classes(directory, found, below, numbers, known):
+    """Return the names of the classes that have enough different pictures, or are in `known`."""
+    different = defaultdict(set)
+    for classes in found.values():
+        for name, folder in classes.items():
+            different[name] |= {numbers[path] for path in below[folder]}
+    small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
+    leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
+    class_names = sorted(different.keys() - small)
+    if len(class_names) < (1 if known else 2):
+        where, names = printable(directory), ", ".join(class_names) or "none"
+        fail(
+            f"{where} needs a directory for each class, two or more, with {SMALLEST_CLASS} or "
+            f"more different pictures, and has {len(class_names)} ({names}): sort the photos into "
+            f"{where}/cat, {where}/dog and so on"
+        )
+    return class_names
+
+
+def split_photos(found, below, numbers, class_names):
+    """Return the photos of each part, {part: [(path, label)]}, in an order that mixes classes."""
+    files = {part: [] for part in PARTS}
+    # Where there is a validation part, it serves as the test, too
+    missing = [part for part in ("test", "validation") if not found.keys() & {part, "validation"}]
+    for given, folders in found.items():
         for label, name in enumerate(class_names):
             paths = below[folders[name]] if name in folders else []
-            held_out = {}
-            if part == "train":
-                held_out = hold_out({numbers[path] for path in paths}, missing)
+            of_class = {numbers[path] for path in paths}
+            held_out = hold_out(of_class, missing if given == "train" else [])
             for path in paths:
-                files[held_out.get(numbers[path], part)].append((path, label))
-                parts[numbers[path]].add(held_out.get(numbers[path], part))
-                classes[numbers[path]].add(label)
-    for what, places, harm in (
-        ("parts", parts, "results will look too good"),
-        ("classes", classes, "one of them must be wrong"),
-    ):
-        copies = [path for path in sorted(numbers) if len(places[numbers[path]]) > 1]
-        if copies:
-            print(
-                f"{len(copies):,} pictures are in several {what} (for example "
-                f"{printable(copies[0])}), so {harm}: remove the copies"
-            )
-    if not files["test"]:
-        print(
-            "no test pictures: the validation pictures are used for both, and the test result "
-            "will be optimistic"
-        )
-        files["test"] = files["validation"]
+                files[held_out.get(numbers[path], given)].append((path, label))
     for photos in files.values():
-        photos.sort(key=lambda file: (numbers[file[0]], file))
+        photos.sort(key=lambda photo: (numbers[photo[0]], photo))
     return files
 
 
@@ -1071,20 +986,48 @@ def hold_out(numbers, parts):
     return held_out
 
 
+def report_doubtful(files, numbers):
+    """Print how many photos are in several parts or classes, or are named like masks of others."""
+    parts, classes = defaultdict(set), defaultdict(set)
+    for part in PARTS:
+        for path, label in files[part]:
+            parts[numbers[path]].add(part)
+            classes[numbers[path]].add(label)
+    mask = re.compile(r"_mask(_\d+)?(?=\.\w+$)", re.IGNORECASE)  # a_mask.png beside a.png
+    masks = [path for path in numbers if mask.search(path.name)]
+    masks = [path for path in masks if path.with_name(mask.sub("", path.name)) in numbers]
+    in_parts = [path for path in numbers if len(parts[numbers[path]]) > 1]
+    in_classes = [path for path in numbers if len(classes[numbers[path]]) > 1]
+    for doubt, paths in (
+        ("in several parts, so results will look too good: remove the copies", in_parts),
+        ("in several classes, so one of them must be wrong: remove the copies", in_classes),
+        ("named like masks of others, and used as well: move them away if they are", masks),
+    ):
+        if paths:
+            print(f"{len(paths):,} pictures are {doubt} (for example {printable(min(paths))})")
+
+
+def print_counts(files, class_names):
+    """Print how many photos of each class each part has, for the first ten classes."""
+    counts = [Counter(label for _, label in files[part]) for part in PARTS]
+    print("train  validation   test  class")
+    for label, name in enumerate(class_names[:10]):
+        train, validation, test = (count[label] for count in counts)
+        print(f"{train:5}  {validation:10}  {test:5}  {name}")
+    if len(class_names) > 10:
+        print(f"and {len(class_names) - 10:,} more classes")
+
+
 def check_counts(labels, class_names):
     """End the run with status 2 where `labels`, {part: those of its photos}, has too few."""
-    counts = {part: Counter(labels[part]) for part in PARTS}
-    few = [
-        f"{name} has {counts[part][label]} for {part}"
-        for part in PARTS
-        for label, name in enumerate(class_names)
-        if counts[part][label] < (2 if part == "train" else 1)
-    ]
+    few = []
+    for part in PARTS:
+        counts, least = Counter(labels[part]), 2 if part == "train" else 1
+        for label, name in enumerate(class_names):
+            if counts[label] < least:
+                few.append(f"{name} has {counts[label]} for {part}")
     if few:
-        fail(
-            f"too few readable photos: {name_some(few)}: add some (ten of a class are enough), or "
-            "remove the class"
-        )
+        fail(f"too few readable photos: {name_some(few)}: add some, or remove the class")
 
 
 def read_photos(paths, size):
@@ -1093,33 +1036,32 @@ def read_photos(paths, size):
     Images: uint8 RGB (n, size, size, 3); indexes: integers (n,); errors: {path: reason}. Ten of
     those that cannot be read are named, the others are counted.
     """
-    images = np.empty((len(paths), size, size, 3), "uint8")
 
-    def read(index):
+    def read(path):
         try:
-            images[index] = read_photo(paths[index], size)
+            return read_photo(path, size)
         except Exception as error:  # Pillow has other ones for each format
             return first_line(error) or type(error).__name__
-        return None
 
+    images = np.empty((len(paths), size, size, 3), "uint8")
     readable, errors, plain = [], {}, []
     progress = keras.utils.Progbar(len(paths), verbose=verbosity() if len(paths) > 100 else 0)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, error in enumerate(pool.map(read, range(len(paths)))):
-            if error:
-                errors[paths[index]] = error
-            else:  # closes the gaps in place: there may be no memory for a second array
-                images[len(readable)] = images[index]
+        for index, result in enumerate(pool.map(read, paths)):
+            if isinstance(result, str):
+                errors[paths[index]] = result
+            else:
+                images[len(readable)] = result
                 readable.append(index)
-                if (images[index] == images[index, 0, 0]).all():
-                    plain.append(paths[index])
+                if (result == result[0, 0]).all():
+                    plain.append(printable(paths[index]))
             progress.add(1)
     for path in list(errors)[:10]:
         print(f"{printable(path)} is left out: {errors[path]}", file=sys.stderr)
     if len(errors) > 10:
         print(f"{len(errors) - 10:,} more pictures cannot be read either", file=sys.stderr)
     if plain:
-        print(f"one single colour is all of {name_some([*map(printable, plain)])}")
+        print(f"one single colour is all of {name_some(plain)}")
     return images[: len(readable)], np.array(readable, int), errors
 
 
@@ -1156,33 +1098,25 @@ def read_photo(path, size, max_pixels=MAX_PIXELS):
         if mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
             image = image.convert("RGB")  # its writer left this channel empty
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-        if image.mode == "RGBA":
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return np.asarray(image)
 
 
 def mend_colours(image, of_16_bits):
-    """Give a loaded picture the colours that Pillow misses: transparent, or in a TIFF's table.
-
-    Errors: OSError where no more than 6 bits are left, as Pillow keeps the upper 8 of 16 bits.
-    """
+    """Give a loaded picture the colours that Pillow misses: transparent, or in a TIFF's table."""
     transparent = image.info.get("transparency")
     if of_16_bits and isinstance(transparent, tuple):
         image.info["transparency"] = tuple(number >> 8 for number in transparent)
     table = getattr(image, "tag_v2", {}).get(320, [256])
     if image.mode == "P" and max(table) < 256:  # 8 bits, where TIFF wants 16
         image.putpalette(bytes(table), "RGB;L")
-    if of_16_bits and image.convert("L").getextrema()[1] < 64:
+    if of_16_bits and image.convert("L").getextrema()[1] < 64:  # Pillow keeps the upper 8 bits
         raise OSError("its numbers do not need 16 bits, so which is white? Save it with 8 bits")
 
 
 def scale_numbers(image):
-    """Return a grey picture of 16 or 32 bits, or of floats, as one of 8 bits.
-
-    White is the least in WHITES that no number is above. It is not known for negative numbers, nor
-    where all are below a quarter of it. Errors: OSError where it is not known.
-    """
+    """Return a grey picture of 16 or 32 bits, or of floats, as one of 8 bits."""
     numbers, tags = np.asarray(image), getattr(image, "tag_v2", {})  # TIFF's
     if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, other than Pillow has them
         numbers = numbers.view("uint32")
