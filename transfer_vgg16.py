@@ -57,7 +57,16 @@ import warnings
 import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+
+IMPORT_WAYS = {  # out of an import that fails, by what its error says; the last is for all others
+    "DLL": "install the Microsoft Visual C++ Redistributable, "
+    "https://aka.ms/vs/17/release/vc_redist.x64.exe (if it is there, the processor is too old for "
+    "TensorFlow, without AVX)",
+    "libmetal_plugin": "pip uninstall tensorflow-metal, which no longer fits TensorFlow",
+    "": "activate .venv and run pip install -r requirements.txt (and restart a notebook's kernel)",
+}
 
 
 @contextlib.contextmanager  # about the start only: the steps are in main()
@@ -82,8 +91,10 @@ def quiet_import():
     except KeyboardInterrupt:
         problem, status = "stopped", 130
     except Exception as error:  # a broken DLL or plug-in raises more than ImportError
+        if isinstance(error.__cause__, ImportError):  # around it, TensorFlow puts a traceback
+            error = error.__cause__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        way = "activate .venv and run pip install -r requirements.txt"
+        way = next(way for word, way in IMPORT_WAYS.items() if word in reason)
         problem, status = f"error: a package is missing or broken ({reason}): {way}", 2
     finally:
         if quiet:

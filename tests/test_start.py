@@ -50,7 +50,7 @@ def fake_tensorflow(directory, text):
 @pytest.mark.parametrize(
     "error",
     [
-        "ImportError('DLL load failed')",
+        "ImportError('cannot open a library')",
         "RuntimeError('the plug-in is broken\\nand more')",
         "OSError('libmetal is gone')",
         "AttributeError('no such symbol')",
