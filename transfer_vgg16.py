@@ -388,12 +388,24 @@ def start_clean():
 
     A keras.json may say otherwise, too.
     """
+    check_session()
     choose_backend()
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session()
     tf.distribute.experimental_set_strategy(None)
+
+
+def check_session():
+    """End with status 2 where a notebook has other libraries in memory than this run needs."""
+    way = "restart the kernel (in Colab, the session), and run this first"
+    if keras.backend.backend() != "tensorflow":
+        fail(f"Keras was imported to run on {keras.backend.backend()}: {way}")
+    with contextlib.suppress(metadata.PackageNotFoundError):  # as of tensorflow-cpu
+        installed = metadata.version("tensorflow")
+        if re.findall(r"\d+", installed)[:3] != re.findall(r"\d+", tf.__version__)[:3]:
+            fail(f"TensorFlow {tf.__version__} was in use when {installed} was installed: {way}")
 
 
 def choose_backend():
