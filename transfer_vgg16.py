@@ -424,6 +424,9 @@ def verbosity():
     return 1 if terminal or "ipykernel" in sys.modules else 2
 
 
+NVIDIA_FILES = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"]  # of a GPU; the second: WSL2
+
+
 def use_devices(distribute):
     """Say on what TensorFlow computes; with `distribute`, let all GPUs share each batch.
 
@@ -436,6 +439,8 @@ def use_devices(distribute):
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     hint = " (TensorFlow sees no GPU on Windows, other than in WSL2)" if os.name == "nt" else ""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ and any(Path(f).exists() for f in NVIDIA_FILES):
+        hint = ' (for the NVIDIA GPU: pip install "tensorflow[and-cuda]")'
     print(f"Computing on {', '.join(gpus) or f'the CPU, {cores} cores{hint}'}")
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if distribute and len(devices) < 2:
