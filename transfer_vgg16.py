@@ -1734,7 +1734,9 @@ def save_model(model, notes, path, needed=False, weights_to=None):
             for weight in model.weights:
                 np.save(weights_to, weight)
         model.save(part)
-        with zipfile.ZipFile(part, "a") as archive:
+        # Opened here, as ZipFile empties a file that another program holds and lets go again
+        file = when_free(lambda: part.open("r+b"))
+        with file, zipfile.ZipFile(file, "a") as archive:
             for name, note in notes.items():
                 archive.writestr(f"{name}.json", json.dumps(note))
 
@@ -2302,13 +2304,17 @@ def write_whole(path, write, needed=False):
 
 
 def replace_file(part, path):
-    """Let the file `part` take the place of `path`; wait a little while a program holds one."""
+    """Let the file `part` take the place of `path`."""
+    when_free(lambda: part.replace(path))
+
+
+def when_free(use_file):
+    """Return use_file(); on Windows, wait a little while another program holds the file."""
     for seconds in (0.2, 1, 3):
         with contextlib.suppress(PermissionError):
-            part.replace(path)
-            return
+            return use_file()
         time.sleep(seconds)
-    part.replace(path)
+    return use_file()
 
 
 def cannot_write(path, error):
