@@ -1956,8 +1956,9 @@ def drawing(path, heading, title="", figsize=(16, 9), needed=False):
             plt.rcParams.update({"font.family": figure_fonts(), "font.size": 16})
             try:
                 figure = plt.figure(figsize=figsize, layout="constrained")
-            except ImportError:  # the backend of a matplotlibrc that needs a screen
+            except Exception as error:  # no screen, or a tkinter that opens no window
                 plt.switch_backend("agg")
+                print(f"Figures are saved, but not shown ({first_line(error)})")
                 figure = plt.figure(figsize=figsize, layout="constrained")
             figure.suptitle(f"{heading} ({title})" if title else heading, parse_math=False)
             yield figure
