@@ -1985,6 +1985,7 @@ def figure_fonts():
 def drawable(texts, width=24):
     """Return `texts` without what the fonts here cannot draw, up to `width` letters wide."""
     known = font_characters()
+    texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS writes が as か and ゛
     if not {ord(character) for text in texts for character in text} <= known:
         find_new_fonts()
         known = font_characters()
