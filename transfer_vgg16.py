@@ -2254,13 +2254,17 @@ def make_output_dir(path):
     """Make the directory `path`; end with status 2 where it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
         delete_parts(path)
+        part = part_of(path / "test")  # tempfile, where Windows refuses it, tries for a day
+        part.touch()
+        with contextlib.suppress(OSError):  # a virus scanner may hold it
+            part.unlink()
     except OSError as error:
         fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
 
 
-PART = f"part-{socket.gethostname()}-"  # then the process and the file: no other run writes to it
+# Then the process and the file: no other run writes to it. Windows and its WSL2 have one host name
+PART = f"part-{socket.gethostname()}-{sys.platform}-"
 
 
 def part_of(path):

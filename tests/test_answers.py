@@ -1,8 +1,6 @@
 """How sure a model says that it is, and where it looked: held against what its answers do."""
 
-import os
 import re
-import socket
 
 import keras
 import numpy as np
@@ -126,7 +124,7 @@ def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     """The model is there, whole: a line tells that its percentages stay as they are."""
     path = tmp_path / "vgg16_cifar10.keras"
     path.write_text("of the best epoch")
-    part = tmp_path / f"part-{socket.gethostname()}-{os.getpid()}-{path.name}"
+    part = transfer_vgg16.part_of(path)
     part.mkdir()  # in its way
     (part / "file").touch()
     transfer_vgg16.save_model(make_model(), {"temperature": 2.0}, path)

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -119,10 +118,10 @@ def test_parts_of_killed_runs_are_deleted_first(tmp_path):
     """Whatever they were to become, but for outputs, which a run goes on with."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = socket.gethostname()
-    left = tmp_path / f"part-{host}-{dead.pid}-vgg16_cifar10.keras"
-    others = [tmp_path / f"part-{host}-{os.getpid()}-x", tmp_path / f"part-other-{dead.pid}-x"]
-    others.append(tmp_path / f"part-{host}-{dead.pid}-flatten-0123.features")
+    ours = transfer_vgg16.PART
+    left = tmp_path / f"{ours}{dead.pid}-vgg16_cifar10.keras"
+    others = [tmp_path / f"{ours}{os.getpid()}-x", tmp_path / f"part-other-{dead.pid}-x"]
+    others.append(tmp_path / f"{ours}{dead.pid}-flatten-0123.features")
     for path in (left, *others):
         path.touch()
     transfer_vgg16.make_output_dir(tmp_path)
