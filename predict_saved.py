@@ -20,6 +20,7 @@ if __name__ == "__main__":  # so that a random.py beside this file does not repl
 
 import contextlib
 import functools
+import glob
 import html
 import json
 import logging
@@ -235,20 +236,24 @@ def load_test_data(args, model, class_names):
 def list_pictures(paths):
     """Return the files that `paths` name: a file, the pictures of a directory, or a pattern."""
     files = []
-    for path in paths:
+    for path in sum(map(expand, paths), []):
         if path.is_dir():
             pictures, _, others = transfer_vgg16.find_pictures(path)
             name = transfer_vgg16.printable(path)
             print(f"{name}: {len(pictures):,} pictures, {others:,} other files")
             files += pictures
-        elif any(mark in path.name for mark in "*?") and not path.exists():
-            found = []  # a Windows prompt does not expand it
-            with contextlib.suppress(ValueError):  # of one such as **.jpg
-                found = sorted(path.parent.glob(path.name))
-            files += found or [path]
         else:
             files.append(path)
     return files
+
+
+def expand(path):
+    """Return what a pattern such as pets/*.jpg names, as a list of paths; itself if nothing.
+
+    A Windows prompt leaves this to programs.
+    """
+    found = [] if path.exists() else glob.glob(str(path).replace("[", "[[]"))
+    return sorted(map(Path, found)) or [path]
 
 
 def classify(model, notes, images):
