@@ -448,7 +448,7 @@ def test_figures_do_not_depend_on_the_user_s_settings(plt, tmp_path):
 
 @pytest.mark.slow
 def test_backend_that_needs_a_screen(tmp_path):
-    """A matplotlibrc asks for windows, and there is no screen: the figures are drawn, one line."""
+    """A matplotlibrc asks for windows, and there is no screen: the figures are drawn."""
     (tmp_path / "matplotlibrc").write_text("backend: TkAgg\n")
     program = """
         from pathlib import Path
@@ -459,8 +459,7 @@ def test_backend_that_needs_a_screen(tmp_path):
         transfer_vgg16.show_figures()
     """
     stdout, stderr = run_program(program, cwd=tmp_path, MATPLOTLIBRC=str(tmp_path))
-    assert stderr == ""
-    assert re.fullmatch(r"Figures are saved, but not shown \(.*TkAgg.*\)\n", stdout)
+    assert (stdout, stderr) == ("", "")
     assert Image.open(tmp_path / "loss.png").size == (900, 600)
 
 

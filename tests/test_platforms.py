@@ -107,7 +107,7 @@ def test_libraries_that_fit(installed, monkeypatch):
 
     monkeypatch.setattr(transfer_vgg16.metadata, "version", version)
     monkeypatch.setattr(transfer_vgg16.tf, "__version__", "2.22.0-rc1")
-    transfer_vgg16.start_clean()
+    transfer_vgg16.check_session()
 
 
 # ----- windows of figures
