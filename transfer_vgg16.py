@@ -1176,8 +1176,8 @@ def draw_model(model, path):
     """
     path = Path(path)
     draw_blocks(model, path.with_name(f"{path.stem}_blocks.png"))
-    places = [os.environ.get("PATH", ""), sysconfig.get_path("scripts")]
-    search = os.pathsep.join(places)  # the second is not in PATH where venv/bin/python is called
+    # This Python's own comes first: it need not be in PATH, and pyenv's there may not work
+    search = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     prog = shutil.which("graphviz-pure", path=search) or "dot"
     try:
         png = keras.utils.model_to_dot(model, show_shapes=True).create_png(prog=prog)

@@ -7,9 +7,11 @@ module or a file that is only there on such a computer.
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import types
 import unicodedata
@@ -110,7 +112,7 @@ def test_libraries_that_fit(installed, monkeypatch):
     transfer_vgg16.check_session()
 
 
-# ----- windows of figures
+# ----- figures
 
 
 @pytest.mark.pictures
@@ -134,6 +136,24 @@ def test_tkinter_that_opens_no_window(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Figures are saved, but not shown ({message})\n"
     assert Image.open(tmp_path / "blocks.png").size == (1600, 600)
     assert Image.open(tmp_path / "loss.png").size == (900, 600)
+
+
+def test_program_of_another_python_does_not_draw(tmp_path, monkeypatch):
+    """Of a package that another version has, pyenv puts a script into PATH that only fails."""
+    scripts = sysconfig.get_path("scripts")
+    own = shutil.which("graphviz-pure", path=scripts)
+    if own is None:
+        pytest.skip("graphviz-pure is not installed beside this Python")
+    shim = tmp_path / Path(own).name
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert shutil.which("graphviz-pure") == str(shim)
+    called = []
+    graph = types.SimpleNamespace(create_png=lambda prog: called.append(prog) or b"")
+    monkeypatch.setattr(keras.utils, "model_to_dot", lambda model, show_shapes: graph)
+    transfer_vgg16.draw_model(make_model(), tmp_path / "model.png")
+    assert called == [own]
 
 
 # ----- names as macOS writes them
