@@ -183,7 +183,7 @@ def read_notes(path):
     """
     notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
-        if archive.comment:  # where the names once were
+        if archive.comment:  # where older models have the names
             notes["class_names"] = json.loads(archive.comment)
         for name in notes:
             if f"{name}.json" in archive.namelist():
@@ -288,7 +288,7 @@ def classify(model, notes, images):
 def name_pictures(model, notes, paths, figure):
     """Print the three likeliest classes of each picture; draw them into the file `figure`, if any.
 
-    Return the exit status: 2, after all others are answered, where a file is no picture.
+    Return the exit status: 2 if a file is no picture; the others are answered all the same.
     """
     files = list_pictures(paths)
     if figure:
@@ -329,7 +329,7 @@ def serve(model, notes, host):
     """Serve a page that names the pictures it is given, at the address `host`, until Ctrl-C.
 
     What is uploaded is deleted within two minutes, and when the page ends.
-    Errors: status 2 without Gradio, or where nothing can be served at `host`.
+    Errors: status 2 without Gradio, or if nothing can be served at `host`.
     """
     with upload_directory(host) as uploads:
         try:
@@ -358,7 +358,7 @@ def serve(model, notes, host):
                 css=PAGE_CSS,
                 js=PAGE_JS,
             )
-        except (OSError, ValueError) as error:  # the second where a proxy hides this computer
+        except (OSError, ValueError) as error:  # the second if a proxy hides this computer
             reason = transfer_vgg16.first_line(error)
             transfer_vgg16.fail(
                 f"no page can be served at {host} ({reason}): choose another --host"

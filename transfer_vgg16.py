@@ -71,7 +71,7 @@ IMPORT_WAYS = {  # what helps, by a word in the error of an import; the last for
 
 @contextlib.contextmanager  # this only prepares the imports: the steps are in main()
 def quiet_import():
-    """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken."""
+    """Hold back TensorFlow's start-up lines; end in one sentence if a package is broken."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ and sys.__stderr__  # pythonw has none
@@ -1118,7 +1118,7 @@ def mend_colours(image, of_16_bits):
 def scale_numbers(image):
     """Return a grey picture of 16 or 32 bits, or of floats, as one of 8 bits."""
     numbers, tags = np.asarray(image), getattr(image, "tag_v2", {})  # TIFF's
-    if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, other than Pillow has them
+    if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, which Pillow takes as signed
         numbers = numbers.view("uint32")
     low, high = numbers.min(), numbers.max()
     white = min((white for white in WHITES if white >= high), default=math.inf)
@@ -1267,7 +1267,7 @@ class FrozenOnce:
     stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
         the layers after it begins without another pass.
 
-    Errors: transfer_vgg16.Failure for another kind of model, and where the disk has no room.
+    Errors: transfer_vgg16.Failure for another kind of model, and if the disk has no room.
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
 
@@ -1454,7 +1454,7 @@ def ends_in(path, size, key):
 
 
 def map_array(path, dtype, shape):
-    """Return the array at the beginning of the file `path`, which is read where it is used."""
+    """Return the array at the beginning of the file `path`; only what is used of it is read."""
     try:
         return np.memmap(path, dtype, "r", shape=shape)
     except OSError as error:  # some drives that are mounted over a network
@@ -1924,7 +1924,7 @@ def drawable(texts, width=24):
     kept = []
     for text in texts:
         rest = "".join(character for character in text if ord(character) in known)
-        rest = rest if rest == text else rest.strip(" ()")  # as of 飛行機 (airplane)
+        rest = rest if rest == text else rest.strip(" ()")  # as in 飛行機 (airplane)
         kept.append(shorten(rest, width))
     return kept
 
@@ -2144,7 +2144,7 @@ def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
 
 
 def show_figures():
-    """Show all figures where the place can: in windows, which a user closes, or in a notebook."""
+    """Show all figures if possible: in windows, which a user closes, or in a notebook."""
     if has_screen():
         plt.show()
     plt.close("all")
@@ -2188,7 +2188,7 @@ def make_output_dir(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
         delete_parts(path)
-        part = part_of(path / "test")  # tempfile, where Windows refuses it, tries for a day
+        part = part_of(path / "test")  # if Windows refuses it, tempfile tries for a day
         part.touch()
         with contextlib.suppress(OSError):  # a virus scanner may hold it
             part.unlink()
