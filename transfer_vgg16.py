@@ -2,7 +2,7 @@
 """Transfer learning with the pretrained VGG16 on CIFAR-10 (TensorFlow/Keras).
 
 VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it:
-test accuracy 0.527 in three minutes on two cores (docs/ladder.md). main() has the steps, settings
+test accuracy 0.527 in three minutes on two cores (README.md). main() has the steps, settings
 and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
     python transfer_vgg16.py                       the article's run
