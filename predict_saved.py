@@ -77,14 +77,14 @@ def main(argv=()):
 
 
 def parse_arguments(argv):
-    """Return the arguments `argv`, a list of strings; end with status 2 where one is wrong."""
+    """Return the arguments `argv`, a list of strings; end with status 2 if one is wrong."""
     parser = transfer_vgg16.make_parser("predict_saved.py", "Use the model that was saved.")
     add, path = parser.add_argument, transfer_vgg16.parse_path
     model = Path(transfer_vgg16.MODEL_FILE)
     add("images", type=path, nargs="*", help="name the classes of these pictures or directories")
     add("--model", type=path, default=model, help="the file of the model (%(default)s)")
-    add("--data", type=path, help="test on cifar10.npz or a directory (CIFAR-10, downloaded)")
-    add("--all", action="store_true", help="test on all photos of --data, which are new to it")
+    add("--data", type=path, help="an .npz file or a directory to test on (CIFAR-10)")
+    add("--all", action="store_true", help="test on all photos of --data, all new to the model")
     add("--figure", type=path, help="draw the first 25 pictures and their classes into this .png")
     add("--serve", action="store_true", help="open a page in the browser that names pictures")
     add("--host", type=str, help="let others open the page, at this address (127.0.0.1)")
@@ -94,13 +94,13 @@ def parse_arguments(argv):
     names = [os.path.join(os.curdir, name) for name in argv[end + 1 :]]
     args = parser.parse_intermixed_args([*argv[:end], *names])
     if args.images and args.data:
-        parser.error("--data is what to evaluate on: leave it out where you give pictures")
+        parser.error("--data is what to evaluate on: leave it out if you give pictures")
     if any(".keras" in path.suffixes for path in args.images):
         parser.error("a .keras file is a model: give it with --model")
     if args.all and not transfer_vgg16.has_photos(args):
         parser.error("--all is for a directory of photos: give it with --data")
     if args.serve and (args.images or args.data):
-        parser.error("--serve opens a page that takes the pictures: give it none, nor --data")
+        parser.error("--serve opens a page that takes the pictures: leave out pictures and --data")
     if args.host and not args.serve:
         parser.error("--host says where the page of --serve can be opened: add --serve")
     if args.figure and not args.images:
@@ -116,14 +116,14 @@ def load_model(path):
     """Return the trained model in the file `path`, and what read_notes() returns.
 
     The model maps images (n, size, size, 3), 0-255 RGB, to probabilities (n, classes).
-    Errors: status 2 where `path` is not such a file. Keras's safe mode stays on, so that no code
+    Errors: status 2 if `path` is not such a file. Keras's safe mode stays on, so that no code
     in the file is run.
     """
     fail, keras = transfer_vgg16.fail, transfer_vgg16.keras
     if (path / "metadata.json").exists():
         fail(
-            f"{path} is a .keras file that was unpacked, as some browsers do: pack what is in it "
-            "into a .zip file, without a directory around it, and let its name end in .keras"
+            f"{path} is a .keras file that was unpacked, as some browsers do: zip what is in it, "
+            "without a directory around it, and let the name of the .zip file end in .keras"
         )
     if path.is_dir():
         fail(f"{path} is a directory: give --model the .keras file in it")
@@ -150,7 +150,7 @@ def load_model(path):
         if version not in (None, keras.__version__):
             fail(
                 f"{path} was saved by Keras {version}, and this is Keras {keras.__version__}, "
-                f"which cannot load it ({line}): install the other one, or train again"
+                f"which cannot load it ({line}): install that version, or train again"
             )
         fail(
             f"{path} is not a model that transfer_vgg16.py saved, or it is damaged ({line}): run "
@@ -168,7 +168,7 @@ def load_model(path):
         notes["class_names"] = transfer_vgg16.CLASS_NAMES
     if classes != len(notes["class_names"] or []):
         fail(
-            f"{path} does not have the names of its classes, which are lost where a program saves "
+            f"{path} does not have the names of its classes, which are lost if a program saves "
             "the model again: give --model the file that transfer_vgg16.py wrote"
         )
     return model, notes
@@ -183,7 +183,7 @@ def read_notes(path):
     """
     notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
-        if archive.comment:  # where the names once were
+        if archive.comment:  # where older models have the names
             notes["class_names"] = json.loads(archive.comment)
         for name in notes:
             if f"{name}.json" in archive.namelist():
@@ -205,7 +205,7 @@ def load_test_data(args, model, class_names):
     """Return the images and labels to evaluate on, of args.data or of CIFAR-10.
 
     Images: uint8 RGB (n, size, size, 3); labels: integers (n, 1), as in `class_names`.
-    Errors: status 2 where the model knows other classes.
+    Errors: status 2 if the model knows other classes.
     """
     fail, known = transfer_vgg16.fail, transfer_vgg16.name_some(class_names)
     if transfer_vgg16.has_photos(args):
@@ -218,12 +218,12 @@ def load_test_data(args, model, class_names):
             )
         files = list(dict.fromkeys(sum(parts.values(), []))) if args.all else parts["test"]
         if not files:
-            fail(f"{where} has no photos to test with: --all takes all of them")
+            fail(f"{where} has no photos to test with: add --all to take all of them")
         paths = [path for path, _ in files]
         labels = [[class_names.index(found[label])] for _, label in files]
         images, readable, _ = transfer_vgg16.read_photos(paths, model.input_shape[1])
         if len(images) == 0:
-            fail(f"no photo of {where} to test with can be read: give --data another directory")
+            fail(f"none of the test photos in {where} can be read: give --data another directory")
         return images, transfer_vgg16.np.array(labels)[readable]
     data = args.data
     if not data and class_names != transfer_vgg16.CLASS_NAMES:
@@ -288,7 +288,7 @@ def classify(model, notes, images):
 def name_pictures(model, notes, paths, figure):
     """Print the three likeliest classes of each picture; draw them into the file `figure`, if any.
 
-    Return the exit status: 2, after all others are answered, where a file is no picture.
+    Return the exit status: 2 if a file is no picture; the others are answered all the same.
     """
     files = list_pictures(paths)
     if figure:
@@ -297,7 +297,7 @@ def name_pictures(model, notes, paths, figure):
     if errors and len(images) == 0:
         transfer_vgg16.fail("none of the pictures can be read, as said above: give others")
     if len(images) == 0:
-        transfer_vgg16.fail("there is no picture to name: give the paths of some")
+        transfer_vgg16.fail("no pictures were found: give the paths of some")
     preds = classify(model, notes, images)
     for index, probabilities in zip(readable, preds, strict=True):
         answer = ", ".join(transfer_vgg16.likeliest(probabilities, notes["class_names"]))
@@ -312,7 +312,7 @@ def name_pictures(model, notes, paths, figure):
 
 
 def check_figure(path, pictures):
-    """End with status 2 where the figure `path` is one of the pictures, or another program's."""
+    """End with status 2 if the figure `path` is one of the pictures, or another program's."""
     if not path.exists():
         return
     if any(picture.exists() and picture.samefile(path) for picture in pictures):
@@ -321,7 +321,7 @@ def check_figure(path, pictures):
         if image.info.get("Software") == transfer_vgg16.SOFTWARE:
             return
     transfer_vgg16.fail(
-        f"{path} is there already, and not a figure of this program: give --figure another name"
+        f"{path} exists, and is not a figure of this program: give --figure another name"
     )
 
 
@@ -329,7 +329,7 @@ def serve(model, notes, host):
     """Serve a page that names the pictures it is given, at the address `host`, until Ctrl-C.
 
     What is uploaded is deleted within two minutes, and when the page ends.
-    Errors: status 2 without Gradio, or where nothing can be served at `host`.
+    Errors: status 2 without Gradio, or if nothing can be served at `host`.
     """
     with upload_directory(host) as uploads:
         try:
@@ -358,23 +358,23 @@ def serve(model, notes, host):
                 css=PAGE_CSS,
                 js=PAGE_JS,
             )
-        except (OSError, ValueError) as error:  # the second where a proxy hides this computer
+        except (OSError, ValueError) as error:  # the second if a proxy hides this computer
             reason = transfer_vgg16.first_line(error)
             transfer_vgg16.fail(
                 f"no page can be served at {host} ({reason}): choose another --host"
             )
         if host not in ("127.0.0.1", "localhost"):
             print(
-                "Everybody who can reach this computer over the network can use the page, at its "
-                f"name or address and port {page.server_port}, and what they upload is sent "
-                "without encryption: leave out --host to keep it here"
+                "Everybody in the network can use the page, at this computer's name or address "
+                f"and port {page.server_port}, and uploads are not encrypted: leave out --host to "
+                "keep the page to yourself"
             )
-        # A browser that is closed during an upload is not the teacher's business
+        # Say nothing of browsers that are closed during an upload
         logging.getLogger("uvicorn.error").setLevel("CRITICAL")
         print(f"The page is at {url}: Ctrl-C here ends it", flush=True)
         examples = set(uploads.rglob("*"))  # nobody has uploaded anything yet
         try:
-            # Nor is what strangers send: Gradio would print a traceback for it
+            # Nor of what strangers send: Gradio would print a traceback
             with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
                 while True:  # not Gradio's delete_cache: it forgets uploads that were broken off
                     time.sleep(1)
@@ -392,12 +392,12 @@ def answer(model, notes, path):
     try:
         image = transfer_vgg16.read_photo(Path(path), model.input_shape[1])
     except Exception as error:  # Pillow has other ones for each format
-        # Where it lies here is nobody's business
+        # Visitors need not know where the file is
         reason = str(error).replace(repr(path), Path(path).name)
         reason = transfer_vgg16.first_line(reason)
         sentence = (
             "画像として読めません。別のファイルを選んでください / "
-            f"This is no picture that can be read: choose another file ({reason})"
+            f"This file cannot be read as a picture: choose another one ({reason})"
         )
         return html.escape(sentence), None, None, None
     try:
@@ -540,7 +540,7 @@ def lay_out_page(gradio, answer, notes, uploads):
 def save_examples(class_names, directory):
     """Save a test picture of each of five classes into `directory`; return the paths.
 
-    There are some for a model of the clip art in data/ only.
+    Only a model that was trained on the clip art in data/ has some.
     """
     np, paths = transfer_vgg16.np, []
     with contextlib.suppress(OSError), np.load(EXAMPLES) as data:
@@ -575,7 +575,7 @@ def upload_directory(host):
             if not transfer_vgg16.psutil.pid_exists(int(old.name.split("-")[1])):
                 shutil.rmtree(old, ignore_errors=True)
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {  # to close the terminal is a Ctrl-C, too
+    handlers = {  # closing the terminal counts as a Ctrl-C
         number: signal.signal(number, signal.default_int_handler) for number in numbers
     }
     environment = dict(os.environ)
@@ -586,7 +586,7 @@ def upload_directory(host):
             ignore_cleanup_errors=True,  # Windows, where one is still open
         ) as uploads:
             os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
-            os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio asks its own address
+            os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio calls its own address
             yield Path(uploads)
     finally:
         os.environ.clear()

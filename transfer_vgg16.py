@@ -2,11 +2,11 @@
 """Transfer learning with the pretrained VGG16 on CIFAR-10 (TensorFlow/Keras).
 
 VGG16, trained on ImageNet, is frozen; a small new head learns CIFAR-10's ten classes on top of it:
-test accuracy 0.527 in three minutes on two cores (docs/ladder.md). main() has the steps, settings
+test accuracy 0.527 in three minutes on two cores (README.md). main() has the steps, settings
 and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg16/ (Japanese).
 
     python transfer_vgg16.py                       the article's run
-    python transfer_vgg16.py --learning-rate 1e-3  one thing changed: seconds from here on
+    python transfer_vgg16.py --learning-rate 1e-3  after that, one thing changed: seconds
     python transfer_vgg16.py --data photos         your own photos, a directory for each class
     python transfer_vgg16.py --demo                try it on small drawings, without any download
     python transfer_vgg16.py --help                all arguments (predict_saved.py: use the model)
@@ -60,25 +60,25 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-IMPORT_WAYS = {  # out of an import that fails, by what its error says; the last is for all others
+IMPORT_WAYS = {  # what helps, by a word in the error of an import; the last for all others
     "DLL": "install the Microsoft Visual C++ Redistributable, "
-    "https://aka.ms/vs/17/release/vc_redist.x64.exe (if it is there, the processor is too old for "
-    "TensorFlow, without AVX)",
+    "https://aka.ms/vs/17/release/vc_redist.x64.exe (if it is there already, the processor lacks "
+    "AVX, which TensorFlow needs)",
     "libmetal_plugin": "pip uninstall tensorflow-metal, which no longer fits TensorFlow",
     "": "activate .venv and run pip install -r requirements.txt (and restart a notebook's kernel)",
 }
 
 
-@contextlib.contextmanager  # about the start only: the steps are in main()
+@contextlib.contextmanager  # this only prepares the imports: the steps are in main()
 def quiet_import():
-    """Hold back TensorFlow's start-up lines; end in one sentence where a package is broken."""
+    """Hold back TensorFlow's start-up lines; end in one sentence if a package is broken."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     backend = None if "ipykernel" in sys.modules else os.environ.pop("MPLBACKEND", None)
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ and sys.__stderr__  # pythonw has none
     if quiet:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel("ERROR")
-        program = (  # of a process that prints them if this one aborts before it sends a zero
+        program = (  # of a process that prints the lines if this one aborts before sending a zero
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             "log = sys.stdin.buffer.read(); log[-1:] == b'\\0' or sys.stderr.buffer.write(log)"
         )
@@ -91,14 +91,14 @@ def quiet_import():
     except KeyboardInterrupt:
         problem, status = "stopped", 130
     except Exception as error:  # a broken DLL or plug-in raises more than ImportError
-        if isinstance(error.__cause__, ImportError):  # around it, TensorFlow puts a traceback
+        if isinstance(error.__cause__, ImportError):  # TensorFlow wraps it in a traceback
             error = error.__cause__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         way = next(way for word, way in IMPORT_WAYS.items() if word in reason)
         problem, status = f"error: a package is missing or broken ({reason}): {way}", 2
     finally:
         if quiet:
-            del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts does this itself
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what a notebook starts sets it itself
             os.dup2(stderr, 2)
             os.close(stderr)
             holder.communicate(b"\0")
@@ -144,7 +144,7 @@ def main(argv=()):
         train_imgs, train_labels = parts["train"]
         val_imgs, val_labels = parts["validation"]
         test_imgs, test_labels = parts["test"]
-    else:  # ours: an .npz file, as the demo's
+    else:  # ours: an .npz file, such as the demo's
         (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_arrays(data)
 
     # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
@@ -195,8 +195,8 @@ def main(argv=()):
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
     # They give the same output for an image in every epoch. `fast` has fit, evaluate and predict
-    # like the model, and trains the model's own layers. `stop`: with --unfreeze, where those end
-    # that stay frozen; their output is kept as well
+    # like the model, and trains the model's own layers. `stop`, with --unfreeze: the last layer
+    # that stays frozen, whose output is kept as well
     stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
     fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
     if args.end_to_end:
@@ -219,7 +219,7 @@ def main(argv=()):
             thaw(vgg16, args.unfreeze)
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
             rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
-            recompile(model, rate)  # from here on, a change of `trainable` counts
+            recompile(model, rate)  # only this makes a change of `trainable` count
             done = len(history.history["loss"])
             epochs = done + args.fine_tune_epochs
             fast.fit(train_imgs, train_labels, initial_epoch=done, epochs=epochs, **settings)
@@ -241,8 +241,8 @@ def main(argv=()):
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
     if save_best.epoch < len(history.history["loss"]):
-        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # the model is that now
-    # How sure it is: temperature scaling, so that 70 % are right as often as that
+        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # it is in `model` now
+    # Temperature scaling: of the answers given with 70 %, about 70 % shall be right
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
     print_calibration(saved_preds, temperature, test_labels)
     print_balance(saved_preds, test_labels, class_names)
@@ -251,7 +251,7 @@ def main(argv=()):
     # ===== 予測結果を表示 / Print the first prediction, of the last epoch as in the article
     print_prediction(preds[0], test_labels[0], class_names)
 
-    # ===== history情報の可視化 / Plot the history (figures come last: they hold up no result)
+    # ===== history情報の可視化 / Plot the history (last, so that no result waits for figures)
     plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
@@ -328,14 +328,14 @@ def parse_arguments(argv):
     add("--learning-rate", type=rate, metavar="X", help="step size (sgd: 1e-4, others: 1e-3)")
     add("--seed", type=seed, metavar="N", default=0, help="random seed (0)")
 
-    add = parser.add_argument_group("past the article").add_argument
+    add = parser.add_argument_group("beyond the article").add_argument
     add("--preprocess", action=switch, help="VGG16's own colours (on by default for photos)")
-    add("--mirror", action=switch, help="mirror images as well (on by default for photos)")
+    add("--mirror", action=switch, help="train on mirror images, too (on by default for photos)")
     add("--optimizer", type=str.lower, choices=LEARNING_RATES, help="(sgd; photos: adam)")
     add("--image-size", type=size, metavar="N", help="pixels that VGG16 sees (32; photos: 128)")
     add("--unfreeze", type=blocks, metavar="N", default=0, help="fine-tune the last N blocks (0)")
     add("--fine-tune-epochs", type=count, metavar="N", help="epochs of fine-tuning (3)")
-    add("--fine-tune-learning-rate", type=rate, metavar="X", help="its peak (0.3 of the other)")
+    add("--fine-tune-learning-rate", type=rate, metavar="X", help="peak (0.3 x --learning-rate)")
     add("--precision", choices=types, default="float32", help="VGG16's number type (float32)")
     add("--end-to-end", action="store_true", help="run VGG16 in every epoch: the plain code")
     add("--distribute", action="store_true", help="let all GPUs of this computer share each batch")
@@ -384,9 +384,9 @@ def start(args):
 
 
 def start_clean():
-    """Set Keras and matplotlib to what they are by default, whatever ran before in a notebook.
+    """Reset Keras and matplotlib, so that a second run in a notebook starts like the first.
 
-    A keras.json may say otherwise, too.
+    What a keras.json says does not count, either.
     """
     check_session()
     choose_backend()
@@ -398,11 +398,11 @@ def start_clean():
 
 
 def check_session():
-    """End with status 2 where a notebook has other libraries in memory than this run needs."""
+    """End with status 2 if a notebook has libraries in memory that this run cannot use."""
     way = "restart the kernel (in Colab, the session), and run this first"
     if keras.backend.backend() != "tensorflow":
         fail(f"Keras was imported to run on {keras.backend.backend()}: {way}")
-    with contextlib.suppress(metadata.PackageNotFoundError):  # as of tensorflow-cpu
+    with contextlib.suppress(metadata.PackageNotFoundError):  # such as with tensorflow-cpu
         installed = metadata.version("tensorflow")
         if re.findall(r"\d+", installed)[:3] != re.findall(r"\d+", tf.__version__)[:3]:
             fail(f"TensorFlow {tf.__version__} was in use when {installed} was installed: {way}")
@@ -428,9 +428,9 @@ NVIDIA_FILES = ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"]  # of a GPU; 
 
 
 def use_devices(distribute):
-    """Say on what TensorFlow computes; with `distribute`, let all GPUs share each batch.
+    """Print what TensorFlow computes on; with `distribute`, let all GPUs share each batch.
 
-    Errors: status 2 where there is nothing to share it with.
+    Errors: status 2 if there are no two devices.
     Source: https://keras.io/guides/distributed_training_with_tensorflow/
     """
     details = tf.config.experimental.get_device_details
@@ -444,7 +444,7 @@ def use_devices(distribute):
     print(f"Computing on {', '.join(gpus) or f'the CPU, {cores} cores{hint}'}")
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if distribute and len(devices) < 2:
-        fail("--distribute needs two GPUs or more, which TensorFlow does not see: leave it out")
+        fail("--distribute needs two GPUs or more, and TensorFlow sees fewer: leave it out")
     names = [device.name for device in devices]
     if distribute:
         tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(names))
@@ -466,27 +466,27 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 ]
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
-TIMEOUT = 30  # seconds in which a host must say something
+TIMEOUT = 30  # seconds of silence after which a host is given up
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "clipart10.npz"
-NO_NETWORK = """Without a network, there are three ways on, which docs/classroom.md explains:
-- give local files: --data and, to train, --weights
+NO_NETWORK = """Without a network, there are three ways (docs/classroom.md has the details):
+- use local files: --data and, to train, --weights
 - copy the directory .keras from the home directory of a computer that has run this
-- run transfer_vgg16.py --demo, which needs neither"""
+- run transfer_vgg16.py --demo, which downloads nothing"""
 
 
 def find_data(args):
     """Return where the images come from, and the directory for all files.
 
-    The images: a path, or None for CIFAR-10, which is then in Keras's cache. Where it cannot be
-    downloaded, the demo takes its place.
+    The images: a path, or None for CIFAR-10, which is then in Keras's cache. If it cannot be
+    downloaded, the demo runs instead.
     """
     if args.data:
         return args.data, args.output_dir
     if not args.demo:
         if download_cifar10():
             return None, args.output_dir
-        print(f"{NO_NETWORK}\nUntil then, this is the demo:", flush=True)
+        print(f"{NO_NETWORK}\nRunning the demo instead:", flush=True)
     output_dir = args.output_dir / "demo"
     make_output_dir(output_dir)
     return DEMO_DATA, output_dir
@@ -495,7 +495,7 @@ def find_data(args):
 def download_cifar10():
     """Put CIFAR-10's archive into Keras's cache, if it is not there, from the first good host.
 
-    It is accepted with the SHA-256 that Keras asks for; `cifar10.load_data` then finds it.
+    It must have the SHA-256 that Keras expects; `cifar10.load_data` then finds it.
     Return whether it is there.
     """
     for url in CIFAR10_URLS:
@@ -508,9 +508,9 @@ def download_cifar10():
 
 
 def download(name, url, **settings):
-    """Return the path of a file in Keras's cache, downloaded if need be; never wait for ever.
+    """Return the path of a file in Keras's cache, downloaded if needed; do not wait for ever.
 
-    Keras says what it waits for. Errors: OSError with the reason in a few words.
+    Keras prints what it downloads. Errors: OSError with the reason in a few words.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
@@ -536,7 +536,7 @@ def load_arrays(path):
 
     Images: uint8 RGB of shape (n, 32, 32, 3); labels: integers from 0 of shape (n, 1). The names
     are the file's array `class_names`, or else CIFAR-10's.
-    Errors: status 2 where `path` is not such a file.
+    Errors: status 2 if `path` is not such a file.
     """
     path = Path(path)
     if not path.exists():
@@ -551,8 +551,8 @@ def load_arrays(path):
                 class_names = [str(name) for name in file.get("class_names", CLASS_NAMES)]
         except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
             fail(
-                f"{path} is no .npz file of plain arrays, or damaged: make one with numpy.savez, "
-                "or give a directory of photos"
+                f"{path} is not an .npz file of plain arrays, or is damaged: make one with "
+                "numpy.savez, or give a directory of photos"
             )
     missing = needed - arrays.keys()
     if missing:
@@ -579,7 +579,7 @@ BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]  # CIFAR-10'
 
 
 def find_batches(directory):
-    """Return CIFAR-10's own files in `directory`, or in cifar-10-batches-py there; none else."""
+    """Return CIFAR-10's own files in `directory`, or in cifar-10-batches-py there, or []."""
     for place in (directory, directory / "cifar-10-batches-py"):
         if all((place / name).is_file() for name in BATCHES):
             return [place / name for name in BATCHES]
@@ -589,7 +589,7 @@ def find_batches(directory):
 def read_batches(path):
     """Return CIFAR-10 from its authors' archive, or the directory in it, as arrays in a dict.
 
-    Errors: status 2 where it is another archive, or damaged.
+    Errors: status 2 if it is another archive, or damaged.
     """
     try:
         if path.is_dir():
@@ -603,7 +603,7 @@ def read_batches(path):
         labels = [np.array(batch[b"labels"], "uint8").reshape(-1, 1) for batch in batches]
     except Exception as error:  # tarfile, zlib, pickle and NumPy each have their own
         fail(
-            f"{path} is not CIFAR-10 as its authors packed it for Python, or damaged "
+            f"{path} is not CIFAR-10 as its authors packed it for Python, or is damaged "
             f"({first_line(error)}): download cifar-10-python.tar.gz again"
         )
     images = [np.ascontiguousarray(part.transpose(0, 2, 3, 1)) for part in images]
@@ -648,7 +648,7 @@ ARCHIVE_NUMBER = r"(?<=Z)(-\d+)?-\d{3}$| ?\(\d+\)$"  # Google Drive's, a browser
 SMALLEST_CLASS = 5  # different pictures
 MAX_PIXELS = 200_000_000  # those of a phone's largest photos
 ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 8232, 8233)}
-WHITES = [1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32))]  # in pictures of other numbers
+WHITES = [1, *(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32))]  # of 16 or 32 bits, or floats
 
 
 def load_photos(directory, image_size, output_dir=None):
@@ -665,7 +665,7 @@ def load_photos(directory, image_size, output_dir=None):
     free = psutil.virtual_memory().available
     if len(photos) * image_size**2 * 3 > free:
         fits = math.isqrt(free // (3 * len(photos)))
-        way = f"--image-size {fits} does" if fits >= 32 else "take fewer photos"
+        way = f"choose --image-size {fits}" if fits >= 32 else "take fewer photos"
         fail(f"{len(photos):,} photos do not fit into {free / 1e9:.1f} GB of free memory: {way}")
 
     images, readable, _ = read_photos([path for path, _ in photos], image_size)
@@ -683,13 +683,13 @@ def find_photos(directory, output_dir=None, known=()):
     """Return the photos in `directory`, {part: [(path, label)]}, and the names of the classes.
 
     docs/photos.md says which directory is what, and which photo is in which part. With `known`,
-    the class names of a model to evaluate, these may be small, and one is enough.
+    the class names of a model to evaluate, one class is enough, and it may be small.
     Errors: status 2 for fewer than two classes, or directories that can be read in two ways.
     """
     directory = Path(directory)
     pictures, below, others = find_pictures(directory, output_dir)
     if not below:
-        fail(f"{printable(directory)} cannot be read: give --data one that you may read")
+        fail(f"{printable(directory)} cannot be read: give --data a directory that you may read")
     found = find_parts(directory, below)
     own_class = name_class(directory.resolve().name)
     if not found["train"] and own_class in known:
@@ -707,15 +707,15 @@ def find_photos(directory, output_dir=None, known=()):
         files["test"] = files["validation"]
     used = len({photo for part in PARTS for photo in files[part]})
     print(
-        f"{printable(directory)}: {used:,} pictures in {len(class_names)} classes; not used are "
-        f"{len(pictures) - used:,} other pictures and {others:,} other files"
+        f"{printable(directory)}: {used:,} pictures in {len(class_names)} classes; "
+        f"{len(pictures) - used:,} other pictures and {others:,} other files are not used"
     )
     print_counts(files, class_names)
     return files, class_names
 
 
 def find_pictures(directory, output_dir=None):
-    """Return the pictures in `directory`, {folder: those below it}, and how many others."""
+    """Return the pictures in `directory`, {folder: those below it}, and the number of others."""
     files, below, aside, errors = [], {}, defaultdict(set), []
     linked, output = {os.path.realpath(directory)}, output_dir and os.path.realpath(output_dir)
     for folder, inside, names in os.walk(directory, onerror=errors.append, followlinks=True):
@@ -803,13 +803,13 @@ def name_some(names):
 
 
 def printable(path):
-    r"""Return a path or name as text, with \n for a line's end, and \x.. for no UTF-8."""
+    r"""Return a path or name as text, with \n for a line's end, and \x.. for what is not UTF-8."""
     text = os.fsencode(path).decode(sys.getfilesystemencoding(), "backslashreplace")
     return text.translate(ESCAPES)  # control characters and Unicode's ends of lines
 
 
 def name_class(name):
-    """Return the class that a directory's name is for, the same for names that look the same."""
+    """Return the class that a directory's name means: one for all names that look the same."""
     return unicodedata.normalize("NFC", printable(name)).strip()
 
 
@@ -847,7 +847,7 @@ def find_parts(directory, below):
 
 
 def find_part(name):
-    """Return the part that a word in a directory's name tells, or None."""
+    """Return the part that a word in a directory's name stands for, or None."""
     name = unicodedata.normalize("NFKC", name)
     words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)}
     for part in PART_WORDS:  # Japanese has no spaces between words
@@ -857,7 +857,7 @@ def find_part(name):
 
 
 def look_into(folder, below):
-    """Return the directories with pictures in `folder`, or in those around them."""
+    """Return the directories with pictures in `folder`, or in the one directory around them."""
     found = sorted(path for path in folder.iterdir() if below.get(path))
     inner = []  # of a single directory around everything, or the archives of one download
     if len({re.sub(ARCHIVE_NUMBER, "", path.name) for path in found}) == 1:
@@ -903,7 +903,7 @@ def find_classes(folder, below):
 def number_photos(paths):
     """Return a number from 0 to below 1 for each file, which depends on its bytes: {path: number}.
 
-    The files of a photograph have their highest, so another one does not end its training.
+    All files of one photograph get their highest number: a new one does not end its training.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         of_bytes = dict(zip(paths, pool.map(hash_number, paths), strict=True))
@@ -919,7 +919,7 @@ def number_photos(paths):
 def hash_number(path):
     """Return a number from 0 to below 1 that depends on nothing but a file's bytes."""
     content = b""
-    with contextlib.suppress(OSError):  # told when it is read as a picture
+    with contextlib.suppress(OSError):  # reported when it is read as a picture
         content = path.read_bytes()
     digest = hashlib.sha256(content or os.fsencode(path)).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
@@ -970,11 +970,11 @@ def split_photos(found, below, numbers, class_names):
 
 
 def hold_out(numbers, parts):
-    """Return {number: part} for those of one class's photos that are not to train with.
+    """Return {number: part} for the photos of one class that are not to train with.
 
-    Each part takes the numbers in the next fifth of [0, 1), or else the smallest that is left: so
-    whatever is added, a photo that was trained on is not held out later. But whatever the numbers
-    are, two are left to train with, and one for each of the parts.
+    Each part takes the numbers in the next fifth of [0, 1), or else the smallest that is left. So
+    a photo that was trained on is not held out later, whatever is added. Two photos always remain
+    to train with, though, and one for each of the parts.
     """
     rest, bound, held_out = sorted(numbers), 0, {}
     for i, part in enumerate(parts):
@@ -1001,7 +1001,7 @@ def report_doubtful(files, numbers):
     for doubt, paths in (
         ("in several parts, so results will look too good: remove the copies", in_parts),
         ("in several classes, so one of them must be wrong: remove the copies", in_classes),
-        ("named like masks of others, and used as well: move them away if they are", masks),
+        ("named like masks of others, but used: if they are masks, move them away", masks),
     ):
         if paths:
             print(f"{len(paths):,} pictures are {doubt} (for example {printable(min(paths))})")
@@ -1019,7 +1019,7 @@ def print_counts(files, class_names):
 
 
 def check_counts(labels, class_names):
-    """End the run with status 2 where `labels`, {part: those of its photos}, has too few."""
+    """End the run with status 2 if `labels`, {part: those of its photos}, has too few."""
     few = []
     for part in PARTS:
         counts, least = Counter(labels[part]), 2 if part == "train" else 1
@@ -1061,7 +1061,7 @@ def read_photos(paths, size):
     if len(errors) > 10:
         print(f"{len(errors) - 10:,} more pictures cannot be read either", file=sys.stderr)
     if plain:
-        print(f"one single colour is all of {name_some(plain)}")
+        print(f"in one single colour, which may be wrong: {name_some(plain)}")
     return images[: len(readable)], np.array(readable, int), errors
 
 
@@ -1077,7 +1077,7 @@ def read_photo(path, size, max_pixels=MAX_PIXELS):
             raise OSError(f"{image.format} files are not read")
         width, height = in_memory = image.size
         image.draft("RGB", (size, size))  # a large JPEG need not be decoded in full
-        if "progressive" not in image.info:  # else, it is in memory in full at first
+        if "progressive" not in image.info:  # a progressive one is first in memory in full
             in_memory = image.size
         if math.prod(in_memory) > max_pixels:
             raise OSError(f"too large ({width:,} x {height:,} pixels): scale it down")
@@ -1112,18 +1112,18 @@ def mend_colours(image, of_16_bits):
     if image.mode == "P" and max(table) < 256:  # 8 bits, where TIFF wants 16
         image.putpalette(bytes(table), "RGB;L")
     if of_16_bits and image.convert("L").getextrema()[1] < 64:  # Pillow keeps the upper 8 bits
-        raise OSError("its numbers do not need 16 bits, so which is white? Save it with 8 bits")
+        raise OSError("white is unclear in its 16-bit values: save it with 8 bits")
 
 
 def scale_numbers(image):
     """Return a grey picture of 16 or 32 bits, or of floats, as one of 8 bits."""
     numbers, tags = np.asarray(image), getattr(image, "tag_v2", {})  # TIFF's
-    if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, other than Pillow has them
+    if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, which Pillow takes as signed
         numbers = numbers.view("uint32")
     low, high = numbers.min(), numbers.max()
     white = min((white for white in WHITES if white >= high), default=math.inf)
     if not (low >= 0 and high >= white / 4):
-        raise OSError(f"which of its numbers, {low:g} to {high:g}, is white? Save it with 8 bits")
+        raise OSError(f"white is unclear in its values, {low:g} to {high:g}: save it with 8 bits")
     pixels = (numbers.astype("float32") * (255 / white) + 0.5).astype("uint8")
     if tags.get(262) == 0:  # white is zero
         pixels = 255 - pixels
@@ -1149,7 +1149,7 @@ def find_weights(path=None, rounded=False):
     """Return the path, as text, of VGG16's weights without its top, trained on ImageNet.
 
     That is `path`, or Keras's own file, downloaded once, or else the copy in data/, rounded to 16
-    bits; with `rounded`, the copy first. Errors: status 2 where none is to be had.
+    bits; with `rounded`, the copy first. Errors: status 2 if none is to be found.
     Source: Simonyan & Zisserman, https://arxiv.org/abs/1409.1556
     """
     if path:
@@ -1165,7 +1165,7 @@ def find_weights(path=None, rounded=False):
         problem = f"VGG16's weights could not be downloaded ({first_line(error)})"
     if not WEIGHTS_COPY.exists():
         fail(f"{problem}: give --weights a local file, or see docs/classroom.md")
-    print(f"{problem}: the copy in {WEIGHTS_COPY.parent}, rounded to 16 bits, takes their place")
+    print(f"{problem}: the copy in {WEIGHTS_COPY.parent}, rounded to 16 bits, is used instead")
     return str(WEIGHTS_COPY)
 
 
@@ -1251,11 +1251,11 @@ class FrozenOnce:
         fast.predict(x_test)
         model.save("model.keras")
 
-    The methods have the model's own numbers, for NumPy arrays: it is `model` that is trained. What
+    The methods take NumPy arrays, give the model's own numbers, and train `model` itself. What
     runs once is the frozen front, usually the base: all layers before the first one that is
     trainable or random, up to the last place where a single tensor carries everything. After
     RandomFlip or Dropout, nothing runs once: for flips, give mirror=True instead. A change of
-    `layer.trainable` counts after the next model.compile(), as in Keras.
+    `layer.trainable` takes effect with the next model.compile(), as in Keras.
 
     model: a functional or Sequential model with one input and one output. A model inside of it
         (Sequential([base, Flatten(), ...])) is one layer: it runs once if all of it is frozen.
@@ -1267,7 +1267,7 @@ class FrozenOnce:
     stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
         the layers after it begins without another pass.
 
-    Errors: transfer_vgg16.Failure for another kind of model, and where the disk has no room.
+    Errors: transfer_vgg16.Failure for another kind of model, and if the disk has no room.
     Source: "feature extraction" in https://keras.io/guides/transfer_learning/
     """
 
@@ -1309,7 +1309,7 @@ class FrozenOnce:
         """
         self._split(verbose)
         head, steps = self.head, math.ceil(len(x) / batch_size)
-        if class_weight:  # for a dataset, Keras wants that of each class
+        if class_weight:  # for a dataset, Keras needs one for every class
             classes = range(max(self.model.output_shape[-1], 2))
             class_weight = {label: class_weight.get(label, 1.0) for label in classes}
 
@@ -1371,7 +1371,7 @@ class FrozenOnce:
     def _split(self, verbose):
         """Find the front, if the model was compiled since; make a model of all that follows it.
 
-        `head` has the model's own layers, no copies: to train it is to train the model.
+        `head` shares its layers with the model: fitting one updates both.
         """
         compiled = getattr(self.model, "_compile_config", None)
         if self.head and compiled is self.compiled:
@@ -1385,7 +1385,7 @@ class FrozenOnce:
             self.head = keras.Model(front, self.model.outputs[0])
         if self.stops and compiled:
             settings = compiled.config | {"optimizer": self.model.optimizer}
-            # Without a grid of pixels, a step takes less time than starting it: up to 50 at once
+            # Steps without grids are so short that launching one costs more: up to 50 a launch
             grids = [len(layer.output.shape) > 2 for layer in self.head.layers if layer.weights]
             if not any(grids) and not tf.distribute.has_strategy():
                 settings["steps_per_execution"] = max(settings["steps_per_execution"], 50)
@@ -1411,8 +1411,8 @@ class FrozenOnce:
     def _stored(self, stops, x, digest, verbose):
         """Return the outputs at the last of `stops` for the images `x`, as a map of their file.
 
-        What is read of it is in memory only as long as there is room. The file ends in its key:
-        one that does not is not whole.
+        The system keeps in memory what was read, as long as there is room. A file that is whole
+        ends in its key.
         """
         *before, stop = stops
         front = keras.Model(self.model.inputs, stop)
@@ -1429,10 +1429,9 @@ class FrozenOnce:
             free = shutil.disk_usage(self.directory).free
             if size > free:
                 fail(
-                    f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and "
+                    f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and only "
                     f"{free / 1e9:.1f} are free in {self.directory.resolve()}: delete files there "
-                    "(those in .features are of no use for this run), or choose another directory "
-                    "or smaller images"
+                    "(such as old .features files), or choose another directory or smaller images"
                 )
             if verbose != 0:
                 kept = f", kept in {path} ({size / 1e6:,.0f} MB, delete it when you like)"
@@ -1455,7 +1454,7 @@ def ends_in(path, size, key):
 
 
 def map_array(path, dtype, shape):
-    """Return the array at the beginning of the file `path`, which is read where it is used."""
+    """Return the array at the beginning of the file `path`; only what is used of it is read."""
     try:
         return np.memmap(path, dtype, "r", shape=shape)
     except OSError as error:  # some drives that are mounted over a network
@@ -1484,7 +1483,7 @@ def find_front(model):
         open_tensors = {key: tensor for key, tensor in open_tensors.items() if uses[key]}
         if getattr(node.operation, "weights", ()):
             last = len(stops)
-        if last and len(open_tensors) == 1:  # what comes before costs less than to read a file
+        if last and len(open_tensors) == 1:  # what comes before is faster than reading a file
             stops += open_tensors.values()
     ends = range(min(last, len(stops) - 1), len(stops))
     return stops[: min(ends, key=lambda end: count_bytes(stops[end])) + 1], after
@@ -1514,8 +1513,8 @@ def operation_name(tensor):
 def describe(model, salt):
     """Return a digest of what a model's outputs depend on besides the images, as text.
 
-    Names count for nothing. Layers that are not Keras's own, whose code may change, count as
-    `salt`, so that their outputs are not found again by another object.
+    Names do not count. For layers that are not Keras's own, whose code may change, `salt` is
+    added, so that no other object takes their outputs for its own.
     """
     text = model.to_json()
     names = [model.name, *(operation.name for operation in model.operations)]
@@ -1538,9 +1537,9 @@ def digest_arrays(*arrays):
 
 
 def write_outputs(model, x, key, path, verbose):
-    """Write what `model` makes of the images `x`, then `key`, into the file `path`.
+    """Write the outputs of `model` for the images `x`, then `key`, into the file `path`.
 
-    A run that was broken off is gone on with. Errors: Failure where nothing can be written.
+    What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
     part, at_once = part_of(path), images_at_once(model)
     for old in path.parent.glob(f"{PART}*-{path.name}"):
@@ -1586,7 +1585,7 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
     """Return a tf.data.Dataset of `batch_size` rows of views[0], and of y and sample_weight.
 
     With a second view, each row is taken from one of the two at random. For the same seed, the
-    rows come in the order in which `fit` shuffles NumPy arrays. Other than there, tf.data's
+    rows come in the order in which `fit` shuffles NumPy arrays. Unlike there, tf.data's
     autotuner is off: on a CPU it would delay the end of each call by seconds. The arrays may be
     larger than the memory: rows are read when their turn comes. TensorFlow holds what is in the
     dataset for the life of the process: the contextlib.ExitStack `let_go` empties it.
@@ -1594,7 +1593,7 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
     arrays = [views[0], *(np.asarray(array) for array in (y, sample_weight) if array is not None)]
     mirrored, count = views[1:], len(views[0])
     if any(len(array) != count for array in arrays):
-        fail(f"{count:,} images do not have {len(arrays[1]):,} labels: give as many of each")
+        fail(f"{count:,} images do not match {len(arrays[1]):,} labels: give as many of each")
     dtypes, shapes = [one.dtype for one in arrays], [(None, *one.shape[1:]) for one in arrays]
     let_go.callback(arrays.clear)
     let_go.callback(mirrored.clear)
@@ -1626,7 +1625,7 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
 
 
 class SaveBest(keras.callbacks.Callback):
-    """keras.callbacks.ModelCheckpoint(path, save_best_only=True) that a kill does not harm.
+    """keras.callbacks.ModelCheckpoint(path, save_best_only=True) that survives a kill.
 
     The file at `path` is whole at all times. `notes` go into it, a JSON file each. `epoch` is the
     one with the lowest val_loss, from 1 on.
@@ -1712,7 +1711,7 @@ def is_finite(history):
 
 
 def stop_early(history, args, output_dir):
-    """Draw the curves of a training that Ctrl-C or a loss that is no number has ended.
+    """Draw the curves of a training that ended by Ctrl-C, or as its loss is infinite or NaN.
 
     Return the exit status of Ctrl-C. Errors: status 2 for the other.
     """
@@ -1745,7 +1744,7 @@ def print_averaged(probabilities, labels, averaged=True):
 def test_best(fast, save_best, images, labels):
     """Test the saved model, which is not that of the last epoch; return its probabilities."""
     save_best.restore()
-    print(f"Saved is epoch {save_best.epoch}, which has the lowest val_loss; on the test images:")
+    print(f"Saved: epoch {save_best.epoch} (lowest val_loss). On the test images:")
     print(fast.evaluate(images, labels, verbose=0))
     probabilities = fast.predict(images, verbose=0)
     print_averaged(probabilities, labels, save_best.notes["mirror"])
@@ -1765,13 +1764,12 @@ def temper(probabilities, temperature):
 
 
 def fit_temperature(probabilities, labels):
-    """Return the temperature, 0.1 to 100, with which the first classes are right as often as said.
+    """Return the temperature, 0.1 to 100, at which the mean confidence equals the accuracy.
 
-    The share of right answers is taken as if there were two more, one of them right: so a few
-    photos that are all right do not ask for certainty.
+    The accuracy is Laplace-smoothed, so that a few photos, all right, do not mean 100 %.
     Sources: Guo et al., https://arxiv.org/abs/1706.04599, for one temperature; Clarté et al.,
-    https://arxiv.org/abs/2303.02644, for this way to find it, which takes no logarithms of the
-    probabilities that the surest answers have left over.
+    https://arxiv.org/abs/2303.02644, for this way to find it, which needs no logarithms of
+    probabilities near 0.
     """
     right = np.argmax(probabilities, axis=1) == labels[:, 0]
     share = (right.sum() + 1) / (len(right) + 2)
@@ -1783,9 +1781,9 @@ def fit_temperature(probabilities, labels):
 
 
 def calibration_error(probabilities, labels):
-    """Return by how much the first class's probability misses the share of right answers.
+    """Return the expected calibration error: the mean gap between confidence and accuracy.
 
-    It is the expected calibration error, 0 to 1, in 15 bins. Source: as fit_temperature().
+    It is 0 to 1, in 15 bins. Source: as fit_temperature().
     """
     sure, right = probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels[:, 0]
     bins = np.minimum((sure * 15).astype(int), 14)
@@ -1860,7 +1858,7 @@ def plot_history(history, directory, fine_tuning_from=None, title=""):
 
 
 def fit_later_epochs(axis, curves):
-    """Let no first epoch squash the rest of the `curves`: its value is written at the edge."""
+    """Keep a first epoch from squashing the rest of the `curves`: write its value at the edge."""
     later = [value for curve in curves for value in curve[1:] if math.isfinite(value)]
     room = max(later, default=0) - min(later, default=0)
     firsts = [(line, curve[0]) for line, curve in zip(axis.lines, curves, strict=True)]
@@ -1881,8 +1879,8 @@ def fit_later_epochs(axis, curves):
 def drawing(path, heading, title="", figsize=(16, 9), needed=False):
     """Yield a new figure, which becomes the PNG file `path` at the end of the with block.
 
-    It looks the same whatever a user's matplotlibrc says. An error is a line, and ends nothing,
-    but for a figure that is `needed`.
+    It looks the same whatever a user's matplotlibrc says. An error is printed, and the run
+    goes on, unless the figure is `needed`.
     """
     path = Path(path)
     try:
@@ -1926,7 +1924,7 @@ def drawable(texts, width=24):
     kept = []
     for text in texts:
         rest = "".join(character for character in text if ord(character) in known)
-        rest = rest if rest == text else rest.strip(" ()")  # as of 飛行機 (airplane)
+        rest = rest if rest == text else rest.strip(" ()")  # as in 飛行機 (airplane)
         kept.append(shorten(rest, width))
     return kept
 
@@ -1951,7 +1949,7 @@ def font_characters():
 
 
 def find_new_fonts():
-    """Make known to matplotlib which fonts were installed after it made its list."""
+    """Tell matplotlib of fonts that were installed after it made its list."""
     known = {font.fname for font in font_manager.fontManager.ttflist}
     for file in set(font_manager.findSystemFonts()) - known:
         with contextlib.suppress(Exception):  # one that matplotlib cannot read
@@ -1976,8 +1974,8 @@ def explain(model, images, classes, mirror=False):
     From 0, not at all or against it, to 1, most of all. It is HiResCAM, the product of activations
     and gradients, summed up in eight by eight fields, where split_at_grid() cuts the model; with
     `mirror`, the sum over the images and their mirror images. The model ends in a Dense layer with
-    softmax. Grad-CAM's mean of the gradients over all places would mix up what a head tells apart
-    that comes after Flatten.
+    softmax. Grad-CAM averages the gradients over all places, but a head after Flatten has separate
+    weights for each.
     Source: Draelos & Carin, https://arxiv.org/abs/2011.08891
     """
     to_grid, from_grid = split_at_grid(model)
@@ -1991,7 +1989,7 @@ def explain(model, images, classes, mirror=False):
         with tf.GradientTape() as tape:
             tape.watch(activations)
             features = tf.cast(from_grid(activations, training=False), "float32")
-            # The logits, as a certain answer's probability has no gradients
+            # The logits, as the gradients of a probability near 1 vanish
             logits = features @ last.kernel + last.bias
             score = tf.gather(logits, wanted, batch_dims=1)
         gradients = tape.gradient(score, activations)
@@ -2008,7 +2006,8 @@ def split_at_grid(model):
     """Return two parts of `model`: up to its last grid of eight by eight or more, and from there.
 
     The last block with weights does not count: covering what its maps name changes the answer
-    less. The second part ends where the last layer begins. Without such a grid, it is the largest.
+    less. The second part ends where the last layer begins. Without such a grid, the
+    largest is taken.
     """
     grids = [layer for layer in model.layers[1:-1] if len(layer.output.shape) == 4]
     last_block = [min(layer.output.shape[1:3]) for layer in grids if layer.weights][-1:]
@@ -2145,7 +2144,7 @@ def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
 
 
 def show_figures():
-    """Show all figures where the place can: in windows, which a user closes, or in a notebook."""
+    """Show all figures if possible: in windows, which a user closes, or in a notebook."""
     if has_screen():
         plt.show()
     plt.close("all")
@@ -2185,11 +2184,11 @@ def fail_with(problem, way):
 
 
 def make_output_dir(path):
-    """Make the directory `path`; end with status 2 where it cannot be made or written."""
+    """Make the directory `path`; end with status 2 if it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         delete_parts(path)
-        part = part_of(path / "test")  # tempfile, where Windows refuses it, tries for a day
+        part = part_of(path / "test")  # if Windows refuses it, tempfile tries for a day
         part.touch()
         with contextlib.suppress(OSError):  # a virus scanner may hold it
             part.unlink()
@@ -2197,7 +2196,7 @@ def make_output_dir(path):
         fail(f"nothing can be written into {path} ({error.strerror}): choose another --output-dir")
 
 
-# Then the process and the file: no other run writes to it. Windows and its WSL2 have one host name
+# The process and the file's name follow: no two runs share one. WSL2 has Windows' host name
 PART = f"part-{socket.gethostname()}-{sys.platform}-"
 
 
@@ -2215,7 +2214,7 @@ def is_of_no_run(path):
 
 
 def delete_parts(directory):
-    """Delete what killed runs left half-written, but for outputs: FrozenOnce goes on with them."""
+    """Delete what killed runs left half-written, except outputs, which FrozenOnce continues."""
     for part in directory.glob(f"{PART}*"):
         if is_of_no_run(part) and part.suffix != ".features":
             with contextlib.suppress(OSError):
@@ -2225,7 +2224,7 @@ def delete_parts(directory):
 def write_whole(path, write, needed=False):
     """Let `write(part)` write a file, which takes the place of `path` once it is whole.
 
-    A run that is killed leaves `path` as it was. Where it cannot be written, this says so.
+    A run that is killed leaves `path` as it was. If it cannot be written, a line says so.
     Errors: status 2 if it is `needed`.
     """
     path = Path(path)
@@ -2266,7 +2265,7 @@ def cannot_write(path, error):
 
 
 def guarded(main):
-    """Return `main` so that it returns the exit status, and prints one sentence for an error."""
+    """Wrap `main`: it returns the exit status, and prints one sentence for an error."""
 
     @functools.wraps(main)
     def run(argv=()):
@@ -2281,7 +2280,7 @@ def guarded(main):
             message, status = "stopped", 130
         except Failure as error:
             message, status = f"error: {error}", 2
-        except BrokenPipeError:  # as of `| head`: nobody reads what is printed
+        except BrokenPipeError:  # such as by `| head`: nobody reads what is printed
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 141
         except Exception as error:

@@ -68,7 +68,7 @@ def test_no_network_runs_the_demo(no_network, demo, tmp_path):
     stdout, stderr = call(TRANSFER, cwd=tmp_path)
     assert stderr == ""
     check_demo(tmp_path)
-    before, after = stdout.split("Until then, this is the demo:\n")
+    before, after = stdout.split("Running the demo instead:\n")
     assert len(re.findall("^download from https://.+ failed \\(.+$", before, re.M)) == 3
     *_, last = after.splitlines()
     assert re.fullmatch(DEMO_ENDS, last)
@@ -87,13 +87,13 @@ def test_no_network_for_the_companion(no_network, tmp_path):
 
 
 def test_no_network_for_the_weights(no_network, few, tmp_path):
-    """The copy in data/ takes their place, and a line says so."""
+    """The copy in data/ is used instead, and a line says so."""
     arguments = ["--data", few, "--epochs", 1]
     stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
     assert re.search(
         rf"^VGG16's weights could not be downloaded \(.+\): the copy in {ROOT / 'data'}, "
-        "rounded to 16 bits, takes their place$",
+        "rounded to 16 bits, is used instead$",
         stdout,
         re.M,
     )
@@ -367,7 +367,7 @@ def change(**changes):
 
 IMAGES, LABELS = np.zeros((20, 32, 32, 3), np.uint8), np.zeros((20, 1), np.uint8)
 OBJECTS = np.array([Bomb()], dtype=object)
-DAMAGED = "data.npz is no .npz file of plain arrays, or damaged: make one with numpy.savez, or"
+DAMAGED = "data.npz is not an .npz file of plain arrays, or is damaged: make one with numpy.savez"
 MUST_BE = r"they must be uint8 \(n, 32, 32, 3\) and whole numbers 0-9 \(n, 1\), n "
 BAD_DATA = [
     (write_nothing, "data.npz does not exist: give --data the path of an .npz file, or of a dir"),
@@ -541,7 +541,7 @@ BAD_MODELS = [
     (save_other_model, "is not a model that transfer_vgg16.py saved: give --model the path"),
     (save_own_network, "is not a model that transfer_vgg16.py saved: give --model the path"),
     (make_directory, "is a directory: give --model the .keras file in it"),
-    (save_ten_classes_again, "does not have the names of its classes, which are lost where a"),
+    (save_ten_classes_again, "does not have the names of its classes, which are lost if a"),
     (save_as_another_keras, OTHER_VERSION),
 ]
 

@@ -573,7 +573,7 @@ def test_unreadable_directory_is_a_line(tmp_path, capsys):
 def test_other_files_are_counted_not_listed(tmp_path, capsys):
     make(tmp_path, TWO + "\ncat/song.mp3\ncat/readme\ndog/film.mpg\ndog/paper.pdf\nx.csv")
     _, _, _, printed = read_counts(tmp_path, capsys)
-    assert "23 pictures in 2 classes; not used are 0 other pictures and 5 other files" in printed
+    assert "23 pictures in 2 classes; 0 other pictures and 5 other files are not used" in printed
     assert "song" not in printed
 
 
@@ -806,5 +806,5 @@ def test_classes_too_small_once_read_are_told_at_once(tmp_path):
 def test_too_many_for_the_memory(tmp_path):
     make(tmp_path, TWO)
     told = sentence(load, tmp_path, 10**6)
-    fits = int(re.search(r"23 photos .*: --image-size (\d+) does$", told)[1])
+    fits = int(re.search(r"23 photos .*: choose --image-size (\d+)$", told)[1])
     assert 23 * fits**2 * 3 <= photos.psutil.virtual_memory().total

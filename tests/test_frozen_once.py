@@ -283,9 +283,9 @@ def test_more_images_than_labels_are_one_sentence(tmp_path):
     """As Keras refuses them: else, each image would get another one's label."""
     fast = FrozenOnce(compile_it(make_plain()), tmp_path)
     for images, labels in ((IMAGES[5:], LABELS), (IMAGES, LABELS[5:])):
-        with pytest.raises(transfer_vgg16.Failure, match="images do not have .* labels"):
+        with pytest.raises(transfer_vgg16.Failure, match="images do not match .* labels"):
             fast.fit(images, labels, verbose=0)
-        with pytest.raises(transfer_vgg16.Failure, match="images do not have .* labels"):
+        with pytest.raises(transfer_vgg16.Failure, match="images do not match .* labels"):
             fast.evaluate(images, labels, verbose=0)
 
 
@@ -619,7 +619,7 @@ def test_nested_base_counts_for_the_memory():
 def test_disk_without_room(tmp_path, monkeypatch):
     usage = transfer_vgg16.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(transfer_vgg16.shutil, "disk_usage", lambda path: usage)
-    sentence = rf"outputs of second need 0.0 GB on the disk, and 0.0 are free in {tmp_path}: .+"
+    sentence = rf"of second need 0.0 GB on the disk, and only 0.0 are free in {tmp_path}: .+"
     with pytest.raises(transfer_vgg16.Failure, match=sentence):
         FrozenOnce(make_plain(), tmp_path).predict(IMAGES, verbose=0)
     assert list(tmp_path.iterdir()) == []

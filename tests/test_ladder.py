@@ -199,7 +199,7 @@ def test_features_that_do_not_fit(few, weights, tmp_path, monkeypatch):
     assert "run over" not in stdout
     check_error(
         stderr,
-        r"the outputs of block1_pool need 0\.1 GB on the disk, and 0\.1 are free in "
+        r"the outputs of block1_pool need 0\.1 GB on the disk, and only 0\.1 are free in "
         + rf"{tmp_path / 'out'}: delete files there .+",
     )
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png"}

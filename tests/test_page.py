@@ -36,7 +36,7 @@ needs_browser = pytest.mark.skipif(
     os.name == "nt" or not CHROMIUM or bool(MISSING),
     reason=f"needs Chromium, gradio and playwright, on Linux or macOS: no {MISSING}",
 )
-BROKEN = "This is no picture that can be read: choose another file"
+BROKEN = "This file cannot be read as a picture: choose another one"
 TOO_LARGE = "exceed the maximum allowed size of 20"
 
 
@@ -464,8 +464,8 @@ def test_examples_to_click(tmp_path):
 def test_open_host_is_told(finished, tmp_path):
     page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, "--host", "0.0.0.0")
     assert (
-        "Everybody who can reach this computer over the network can use the page, at its name or "
-        f"address and port {page.url.rsplit(':', 1)[1].strip('/')}, and what" in page.printed
+        "Everybody in the network can use the page, at this computer's name or address and port "
+        f"{page.url.rsplit(':', 1)[1].strip('/')}, and uploads are not encrypted" in page.printed
     )
     connections = psutil.Process(page.process.pid).net_connections("inet")
     assert [one.laddr.ip for one in connections if one.status == "LISTEN"] == ["0.0.0.0"]
@@ -500,8 +500,8 @@ def test_without_gradio(found, finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--serve", "a.png"], "--serve opens a page that takes the pictures: give it none"),
-        (["--serve", "--data", "x"], "--serve opens a page that takes the pictures: give it none"),
+        (["--serve", "a.png"], "--serve opens a page that takes the pictures: leave out"),
+        (["--serve", "--data", "x"], "--serve opens a page that takes the pictures: leave out"),
         (
             ["--host", "0.0.0.0"],
             "--host says where the page of --serve can be opened: add --serve",

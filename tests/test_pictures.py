@@ -294,7 +294,7 @@ def test_directory_without_pictures(trained, tmp_path):
     (tmp_path / "weights.h5").write_text("no picture")
     stdout, stderr = call(PREDICT, tmp_path, cwd=trained[0], status=2)
     assert stdout == f"{tmp_path}: 0 pictures, 2 other files\n"
-    check_error(stderr, "there is no picture to name: give the paths of some")
+    check_error(stderr, "no pictures were found: give the paths of some")
 
 
 def test_pattern_that_no_shell_expands(files, trained):

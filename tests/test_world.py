@@ -130,7 +130,7 @@ def test_numbers_whose_white_is_unknown_are_left_out(numbers, tmp_path, capsys):
     assert list(errors) == [path]
     line = capsys.readouterr().err
     assert line.startswith(f"{path} is left out: ")
-    assert line.endswith("is white? Save it with 8 bits\n")
+    assert "white is unclear in its values, " in line and line.endswith(": save it with 8 bits\n")
 
 
 def test_transparent_value_of_16_bits(tmp_path):
@@ -156,7 +156,7 @@ def test_16_bits_in_colour(tmp_path):
     write_png(tmp_path / "16.png", rows * 257, 2, 16)
     assert np.abs(photos.read_photo(tmp_path / "16.png", 256).astype(int) - rows).max() <= 1
     write_png(tmp_path / "12.png", rows * 16, 2, 16)
-    with pytest.raises(OSError, match=r"so which is white\? Save it with 8 bits"):
+    with pytest.raises(OSError, match="white is unclear in its 16-bit values: save it"):
         photos.read_photo(tmp_path / "12.png", 256)
 
 
@@ -205,7 +205,8 @@ def test_one_colour_is_reported(tmp_path, capsys):
     draw(1).save(tmp_path / "noise.png")
     images, *_ = photos.read_photos([tmp_path / "noise.png", tmp_path / "teal.png"], 16)
     assert len(images) == 2
-    assert capsys.readouterr().out == f"one single colour is all of {tmp_path / 'teal.png'}\n"
+    line = f"in one single colour, which may be wrong: {tmp_path / 'teal.png'}\n"
+    assert capsys.readouterr().out == line
 
 
 # ----- pictures: large
@@ -614,7 +615,7 @@ def test_figure_never_replaces_a_picture(model, tmp_path):
         draw(i).save(tmp_path / name)
     before = (tmp_path / "a.png").read_bytes()
     for arguments, told in (
-        (["a.png", "b.png"], "a.png is there already, and not a figure of this program"),
+        (["a.png", "b.png"], "a.png exists, and is not a figure of this program"),
         (["a.png", "a.png"], "a.png is one of the pictures"),
         (["a.png", "."], "a.png is one of the pictures"),
     ):
@@ -645,7 +646,7 @@ def test_model_under_another_name(model, tmp_path):
         archive.write(model, "results/vgg16_cifar10.keras")
     for path, told in (
         (renamed, ".+ is a .keras file under another name: let its name end in .keras"),
-        (unpacked, ".+ is a .keras file that was unpacked, .+: pack what is in it .+"),
+        (unpacked, ".+ is a .keras file that was unpacked, .+: zip what is in it, .+"),
         (tmp_path / "sent.zip", ".+ is an archive: unpack it, and give --model the .keras file.+"),
     ):
         _, stderr = call(PREDICT, "--model", path, cwd=tmp_path, status=2)
@@ -713,7 +714,7 @@ def test_batches_that_would_run_code(tmp_path):
 
     (tmp_path / "a" / "test_batch").write_bytes(pickle.dumps({b"data": Trap()}))
     told = sentence(photos.load_arrays, tmp_path / "a")
-    assert "is not CIFAR-10 as its authors packed it for Python, or damaged (it would run " in told
+    assert "CIFAR-10 as its authors packed it for Python, or is damaged (it would run " in told
     assert not (tmp_path / "ran").exists()
 
 
