@@ -1,5 +1,6 @@
 """The documents: every link leads somewhere, and both languages say the same."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,9 @@ def in_japanese(target, page):
     """Return where the Japanese page must link to for a link of the English `page`."""
     if target == translation(page):  # each page links to itself in the other language
         return page
-    return translation(target) if target in ENGLISH else target
+    if isinstance(target, Path) and translation(target).exists():
+        return translation(target)
+    return target
 
 
 def read(page):
@@ -64,7 +67,11 @@ def links(page):
 
 
 def anchors(page):
-    """Return the anchors that GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes of a page's headings, or Jupyter of a notebook's."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(read(page))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        return {line.replace(" ", "-") for line in re.findall("^#+ (.+)$", text, re.MULTILINE)}
     headings = re.findall("^#+ (.+)$", CODE_BLOCK.sub("", read(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
