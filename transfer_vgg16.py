@@ -129,12 +129,15 @@ CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラ�
 
 
 def main(argv=()):
-    """Run the article, from the data to the first prediction; `argv` is as on a command line."""
+    """Run the article, from the data to the first prediction; "ours" is what it does not have.
+
+    `argv` is as on a command line.
+    """
     args = parse_arguments(argv)  # by default, they have the article's values
     start(args)  # ours: the output directory, the devices, a line of all settings
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    data, output_dir = find_data(args)  # ours: CIFAR-10, --data, or the demo
+    data, output_dir = find_data(args)  # ours: a path, or None for CIFAR-10
     if data is None:
         with fail_with("Keras's copy of CIFAR-10 could not be read", "free some space, try again"):
             (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
@@ -147,7 +150,7 @@ def main(argv=()):
     else:  # ours: an .npz file, such as the demo's
         (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_arrays(data)
 
-    # 訓練データの最初の20%を評価データにする / The first 20 % of the training data validates
+    # 訓練データの最初の20%を評価データにする / Validate with its first 20 %
     if not has_photos(args):
         idx = int(train_imgs.shape[0] * 0.2)
         val_imgs, val_labels = train_imgs[:idx], train_labels[:idx]
@@ -162,10 +165,12 @@ def main(argv=()):
         x = layers.Resizing(args.image_size, args.image_size)(x)
     if args.preprocess:  # ours: the colours that VGG16 was trained on
         x = preprocess_input(x)
+    # rounded: the small copy in data/ rather than Keras's file
     weights = find_weights(args.weights, rounded=has_photos(args) or data == DEMO_DATA)
     keras.config.set_dtype_policy(args.precision)  # ours: the number type that VGG16 computes in
     with fail_with(f"{weights} does not hold the weights of VGG16 without its top", WEIGHTS_WAY):
-        # The article: weights="imagenet". For another base, write that, and its preprocess_input
+        # The article: weights="imagenet". For another base, write that, and use its own
+        # preprocess_input
         vgg16 = VGG16(include_top=False, weights=weights, input_tensor=x)
     keras.config.set_dtype_policy("float32")  # the head's
 
@@ -182,7 +187,9 @@ def main(argv=()):
         layer.trainable = False
 
     model.summary()
-    draw_model(model, output_dir / "transfer_learning_vgg16_cifar10.png")  # plot_model
+    draw_model(
+        model, output_dir / "transfer_learning_vgg16_cifar10.png"
+    )  # the article: plot_model
 
     # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
     optimizer = SGD(learning_rate=args.learning_rate, momentum=0.9)  # the article: 1e-4
@@ -195,8 +202,8 @@ def main(argv=()):
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
     # They give the same output for an image in every epoch. `fast` has fit, evaluate and predict
-    # like the model, and trains the model's own layers. `stop`, with --unfreeze: the last layer
-    # that stays frozen, whose output is kept as well
+    # like the model, and trains the model's own layers. `stop`: with --unfreeze, the last layer
+    # that stays frozen; its output is kept as well, so that fine-tuning begins there
     stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
     fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
     if args.end_to_end:
@@ -236,13 +243,13 @@ def main(argv=()):
 
     # ===== predictを使った予測 / Predict the test images (with --mirror: test-time augmentation)
     preds = fast.predict(test_imgs, verbose=verbosity())
-    print_averaged(preds, test_labels, args.mirror)
+    print_averaged(preds, test_labels, args.mirror)  # with --mirror only
 
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
     if save_best.epoch < len(history.history["loss"]):
-        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # it is in `model` now
-    # Temperature scaling: of the answers given with 70 %, about 70 % shall be right
+        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # loads it into `model`
+    # Temperature scaling: on the validation images, the mean confidence becomes the accuracy
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
     print_calibration(saved_preds, temperature, test_labels)
     print_balance(saved_preds, test_labels, class_names)
