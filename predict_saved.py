@@ -28,9 +28,10 @@ python predict_saved.py --help             all arguments
 import os
 import sys
 
-if __name__ == "__main__":  # so that a random.py beside this file does not replace Python's own
-    sys.path.append(sys.path.pop(0))
-    sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # which python -P leaves out
+if __name__ == "__main__":  # last in the path: a random.py beside this file replaces no other
+    here = os.path.dirname(os.path.realpath(__file__))
+    others = [path for path in sys.path if not path or os.path.realpath(path) != here]
+    sys.path[:] = [*others, here]
 
 import contextlib
 import functools
@@ -339,7 +340,10 @@ def serve(model, notes, host):
         except ImportError:
             found = False
         if not found:
-            transfer_vgg16.fail("the page needs Gradio 6: pip install -r requirements-page.txt")
+            transfer_vgg16.fail(
+                "the page needs Gradio 6: pip install -r requirements-page.txt, or uv run "
+                "--with-requirements requirements-page.txt predict_saved.py --serve"
+            )
         size = model.input_shape[1]
         answer_image(model, notes, transfer_vgg16.np.zeros((size, size, 3), "uint8"))  # warms up
         page = lay_out_page(gradio, functools.partial(answer, model, notes), notes, uploads)

@@ -26,10 +26,13 @@ and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg
 # ]
 # ///
 
+import os
 import sys
 
-if __name__ == "__main__":  # so that a random.py beside this file does not replace Python's own
-    sys.path.append(sys.path.pop(0))
+if __name__ == "__main__":  # last in the path: a random.py beside this file replaces no other
+    here = os.path.dirname(os.path.realpath(__file__))
+    others = [path for path in sys.path if not path or os.path.realpath(path) != here]
+    sys.path[:] = [*others, here]
 
 import argparse
 import codecs
@@ -42,7 +45,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import shutil
@@ -409,8 +411,10 @@ def check_session():
     way = "restart the kernel (in Colab, the session), and run this first"
     if keras.backend.backend() != "tensorflow":
         fail(f"Keras was imported to run on {keras.backend.backend()}: {way}")
+    if "ipykernel" not in sys.modules:
+        return
     with contextlib.suppress(metadata.PackageNotFoundError):  # such as with tensorflow-cpu
-        installed = metadata.version("tensorflow")
+        installed = metadata.version("tensorflow") or tf.__version__
         if re.findall(r"\d+", installed)[:3] != re.findall(r"\d+", tf.__version__)[:3]:
             fail(f"TensorFlow {tf.__version__} was in use when {installed} was installed: {way}")
 
@@ -869,6 +873,8 @@ def look_into(folder, below):
     inner = []  # of a single directory around everything, or the archives of one download
     if len({re.sub(ARCHIVE_NUMBER, "", path.name) for path in found}) == 1:
         inner = [path for outer in found for path in look_into(outer, below)]
+        if len(found) > 1 and sum(len(below[path]) for path in inner) < len(below[folder]):
+            inner = []  # some pictures lie directly in one of them
     return inner or found
 
 
@@ -1268,7 +1274,7 @@ class FrozenOnce:
         (Sequential([base, Flatten(), ...])) is one layer: it runs once if all of it is frozen.
     directory: where the outputs of the front are kept, in files that end in .features. They are
         found again by content: images, layers and weights. Older ones of the same layer are
-        deleted. Without it, they are in a temporary directory until the object is deleted.
+        deleted. Without it, outputs of up to 100 kB an image are kept in memory.
     mirror: whether fit takes each image or its mirror image, by chance and anew in each epoch;
         predict then averages over both (test-time augmentation), evaluate takes the images alone.
     stop: the name of a layer in the front whose outputs are kept as well, so that fine-tuning
@@ -1287,11 +1293,10 @@ class FrozenOnce:
                 "FrozenOnce takes a functional or Sequential model with one input of fixed size, "
                 "one output and Keras's own train_step: call the model's own fit() instead"
             )
-        self.model, self.mirror, self.temporary = model, mirror, None
-        if directory is None:
-            self.temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.directory = Path(directory or self.temporary.name)
-        make_output_dir(self.directory)
+        self.model, self.mirror, self.memory = model, mirror, {}
+        self.directory = None if directory is None else Path(directory)
+        if self.directory:
+            make_output_dir(self.directory)
         self.stop = stop and model.get_layer(stop).output
         self.salt, self.files = os.urandom(8).hex(), set()  # the files are those of this object
         self.compiled = self.head = None
@@ -1385,6 +1390,9 @@ class FrozenOnce:
             return
         self.compiled = compiled
         (*stops, front), after = find_front(self.model)
+        reason = f"{after} is trainable, or random"
+        if self.directory is None and count_bytes(front) > 100_000:
+            front, reason = self.model.inputs[0], "give a directory, as the outputs are large"
         self.stops = [*(stop for stop in stops if stop is self.stop), front]
         if front is self.model.inputs[0]:
             self.stops, self.head = [], self.model
@@ -1398,7 +1406,7 @@ class FrozenOnce:
                 settings["steps_per_execution"] = max(settings["steps_per_execution"], 50)
             self.head.compile(**settings)
         if verbose != 0:
-            line = f"All layers run in every epoch: {after} is trainable, or random"
+            line = f"All layers run in every epoch: {reason}"
             if self.stops:
                 name = operation_name(front)
                 line = f"The layers up to {name} are frozen and run once; {after} is trained first"
@@ -1425,6 +1433,13 @@ class FrozenOnce:
         front = keras.Model(self.model.inputs, stop)
         key = hashlib.sha256(f"{digest} {describe(front, self.salt)}".encode()).digest()
         name = re.sub(r"_\d+$", "", operation_name(stop))  # Keras counts: flatten, flatten_1, ...
+        line = f"The layers up to {name} run over {len(x):,} images"
+        if self.directory is None:
+            if key not in self.memory:
+                if verbose != 0:
+                    print(f"{line}:", flush=True)
+                self.memory[key] = np.concatenate(list(run_over(front, x, verbose)))
+            return self.memory[key]
         path = self.directory / f"{name}-{key.hex()[:12]}.features"
         self.files.add(path)
         dtype, shape = np.dtype(tf.as_dtype(stop.dtype).as_numpy_dtype), (len(x), *stop.shape[1:])
@@ -1441,15 +1456,14 @@ class FrozenOnce:
                     "(such as old .features files), or choose another directory or smaller images"
                 )
             if verbose != 0:
-                kept = f", kept in {path} ({size / 1e6:,.0f} MB, delete it when you like)"
-                kept = "" if self.temporary else kept
-                print(f"The layers up to {name} run over {len(x):,} images{kept}:", flush=True)
+                kept = f"{path} ({size / 1e6:,.0f} MB, delete it when you like)"
+                print(f"{line}, kept in {kept}:", flush=True)
             write_outputs(front, x, key, path, verbose)
             for old in self.directory.glob(f"*{name}-*.features"):
                 if old not in self.files and is_of_no_run(old):
                     with contextlib.suppress(OSError):  # Windows, while a program uses it
                         old.unlink()
-        return map_array(path, dtype, shape)
+        return map_array(path, dtype, shape, verbose)
 
 
 def ends_in(path, size, key):
@@ -1460,12 +1474,13 @@ def ends_in(path, size, key):
     return False
 
 
-def map_array(path, dtype, shape):
+def map_array(path, dtype, shape, verbose):
     """Return the array at the beginning of the file `path`; only what is used of it is read."""
     try:
         return np.memmap(path, dtype, "r", shape=shape)
     except OSError as error:  # some drives that are mounted over a network
-        print(f"{path} is read into memory, as it cannot be mapped ({error.strerror})")
+        if verbose != 0:
+            print(f"{path} is read into memory, as it cannot be mapped ({error.strerror})")
         return np.fromfile(path, dtype, math.prod(shape)).reshape(shape)
 
 
@@ -1548,23 +1563,18 @@ def write_outputs(model, x, key, path, verbose):
 
     What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
-    part, at_once = part_of(path), images_at_once(model)
+    part = part_of(path)
     for old in path.parent.glob(f"{PART}*-{path.name}"):
         if is_of_no_run(old):
             with contextlib.suppress(OSError):
                 old.replace(part)
-    predict = tf.function(model)
-    progress = keras.utils.Progbar(len(x), verbose=verbosity() if verbose == "auto" else verbose)
     try:
         with part.open("ab") as file:
-            row = count_bytes(model.outputs[0])
+            row, at_once = count_bytes(model.outputs[0]), images_at_once(model)
             done = file.tell() // row // at_once * at_once
             file.truncate(done * row)
-            progress.add(done)
-            for first in range(done, len(x), at_once):
-                rows = tf.constant(x[first : first + at_once])
-                file.write(np.ascontiguousarray(predict(rows, training=False)))
-                progress.add(len(rows))
+            for outputs in run_over(model, x, verbose, done):
+                file.write(outputs)
             file.write(key)
         replace_file(part, path)
     except BrokenPipeError:  # of the progress, not of the file
@@ -1575,6 +1585,17 @@ def write_outputs(model, x, key, path, verbose):
             part.unlink()
         if not twin:  # which another run made meanwhile, and Windows does not replace
             fail(cannot_write(path, error))
+
+
+def run_over(model, x, verbose, done=0):
+    """Yield the outputs of `model` for the images `x` from number `done` on, some at a time."""
+    predict, at_once = tf.function(model), images_at_once(model)
+    progress = keras.utils.Progbar(len(x), verbose=verbosity() if verbose == "auto" else verbose)
+    progress.add(done)
+    for first in range(done, len(x), at_once):
+        rows = tf.constant(x[first : first + at_once])
+        yield np.ascontiguousarray(predict(rows, training=False))
+        progress.add(len(rows))
 
 
 def images_at_once(model):
@@ -1896,6 +1917,8 @@ def drawing(path, heading, title="", figsize=(16, 9), needed=False):
             try:
                 figure = plt.figure(figsize=figsize, layout="constrained")
             except Exception as error:  # no screen, or a tkinter that opens no window
+                if not has_screen():
+                    raise
                 plt.switch_backend("agg")
                 print(f"Figures are saved, but not shown ({first_line(error)})")
                 figure = plt.figure(figsize=figsize, layout="constrained")
@@ -2255,7 +2278,7 @@ def replace_file(part, path):
 
 
 def when_free(use_file):
-    """Return use_file(); on Windows, wait a little while another program holds the file."""
+    """Return use_file(); wait a little if another program holds the file, as on Windows."""
     for seconds in (0.2, 1, 3):
         with contextlib.suppress(PermissionError):
             return use_file()

@@ -5,6 +5,7 @@
 The Japanese ones need a Japanese font (Debian, Ubuntu: sudo apt install fonts-noto-cjk).
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -103,4 +104,6 @@ if __name__ == "__main__":
     plt.rcParams["font.family"] = ["DejaVu Sans", *(font for font in FONTS if font in installed)]
     plt.rcParams["svg.hashsalt"] = "idea"  # the same file for the same picture
     draw(ENGLISH, DOCS)
+    if not set(FONTS) & set(installed):
+        sys.exit("docs/ja/idea.png was not drawn: install a Japanese font, such as fonts-noto-cjk")
     draw(JAPANESE, DOCS / "ja")

@@ -3,8 +3,8 @@
     python tests/execute_lesson.py --data cifar10.npz --weights vgg16_notop.weights.h5
     python tests/execute_lesson.py --output-dir try          without a network: on the drawings
 
-Each one runs in a kernel of its own, in a copy of the repository. --data and --weights take the
-place of the values in the cell that is tagged "parameters", while it runs. Large pictures are
+Each one runs in a kernel of its own, in a copy of the script and data/. --data and --weights take
+the place of the values in the cell that is tagged "parameters", while it runs. Large pictures are
 made smaller; what would differ from run to run, such as the times of cells, is not stored.
 """
 

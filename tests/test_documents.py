@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*.md")]
+NOTEBOOKS = [*ROOT.glob("docs/**/*.ipynb")]
 ENGLISH = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 CODE_BLOCK = re.compile(r"^ *```(.*)\n((?:.*\n)*?) *```$", re.MULTILINE)
 
@@ -34,7 +35,12 @@ def in_japanese(target, page):
 
 
 def read(page):
-    return page.read_text(encoding="utf-8")
+    """Return the text of a page, or that of a notebook's cells that are text."""
+    text = page.read_text(encoding="utf-8")
+    if page in NOTEBOOKS:
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells)
+    return text
 
 
 def code_blocks(page):
@@ -68,15 +74,13 @@ def links(page):
 
 def anchors(page):
     """Return the anchors that GitHub makes of a page's headings, or Jupyter of a notebook's."""
-    if page.suffix == ".ipynb":
-        cells = json.loads(read(page))["cells"]
-        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        return {line.replace(" ", "-") for line in re.findall("^#+ (.+)$", text, re.MULTILINE)}
     headings = re.findall("^#+ (.+)$", CODE_BLOCK.sub("", read(page)), re.MULTILINE)
+    if page in NOTEBOOKS:
+        return {heading.replace(" ", "-") for heading in headings}
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS, ids=name)
 def test_links_lead_somewhere(page):
     for target, anchor in links(page):
         if isinstance(target, Path):

@@ -1,7 +1,6 @@
 """FrozenOnce trains what Keras trains, with the same numbers, whatever the model is."""
 
 import errno
-import gc
 import os
 import re
 from pathlib import Path
@@ -648,18 +647,28 @@ def test_outputs_are_let_go(tmp_path):
 # ----- where the outputs are
 
 
-def test_without_a_directory_nothing_is_left(tmp_path, monkeypatch, capsys):
+def test_without_a_directory_outputs_are_in_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model = compile_it(make_plain())
     fast = FrozenOnce(model)
     expected = model.predict(IMAGES, verbose=0)
-    np.testing.assert_allclose(fast.predict(IMAGES, verbose=2), expected, atol=1e-6)
-    assert len(list(tmp_path.rglob("*.features"))) == 1
+    for _ in range(2):
+        np.testing.assert_allclose(fast.predict(IMAGES, verbose=2), expected, atol=1e-6)
     line = r"^The layers up to second run over 48 images:$"  # which names no file to delete
-    assert re.search(line, capsys.readouterr().out, re.M)
-    del fast
-    gc.collect()
+    assert len(re.findall(line, capsys.readouterr().out, re.M)) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_directory_large_outputs_are_not_kept(monkeypatch, capsys):
+    monkeypatch.setattr(transfer_vgg16, "count_bytes", lambda tensor: 100_001)
+    model = compile_it(make_plain())
+    fast = FrozenOnce(model)
+    expected = model.evaluate(IMAGES, LABELS, verbose=0)
+    assert fast.evaluate(IMAGES, LABELS, verbose=0) == pytest.approx(expected, abs=1e-5)
+    fast.fit(IMAGES, LABELS, verbose=2)
+    assert "in every epoch: give a directory, as the outputs are large" in capsys.readouterr().out
+    assert fast.memory == {}
 
 
 def test_drive_that_cannot_map_files(tmp_path, monkeypatch, capsys):

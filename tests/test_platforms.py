@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 import matplotlib
 import pytest
-from conftest import check_error, make_model
+from conftest import check_error, make_model, needs_posix
 from PIL import Image
 from tensorflow.python import pywrap_tensorflow
 from test_folders import make
@@ -93,6 +93,7 @@ def test_a_cause_that_is_no_import_is_not_shown(capsys):
     ],
 )
 def test_libraries_of_an_earlier_cell(module, name, value, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a notebook
     monkeypatch.setattr(module, name, value)
     with pytest.raises(transfer_vgg16.Failure, match="restart the kernel .+, and run this first"):
         transfer_vgg16.start_clean()
@@ -107,6 +108,7 @@ def test_libraries_that_fit(installed, monkeypatch):
             raise transfer_vgg16.metadata.PackageNotFoundError(name)
         return installed
 
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a notebook
     monkeypatch.setattr(transfer_vgg16.metadata, "version", version)
     monkeypatch.setattr(transfer_vgg16.tf, "__version__", "2.22.0-rc1")
     transfer_vgg16.check_session()
@@ -266,6 +268,7 @@ def test_program_that_holds_the_part_file(tmp_path, monkeypatch):
     transfer_vgg16.save_model(make_model(), {"class_names": ["a", "b"]}, path, needed=True)
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
+    assert len(refused) == 2
     assert {"class_names.json", "config.json", "model.weights.h5"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
@@ -292,6 +295,7 @@ def computing_on(monkeypatch, capsys, *there):
     return capsys.readouterr().out.strip()
 
 
+@needs_posix
 @pytest.mark.parametrize("file", ["/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"])
 def test_gpu_that_tensorflow_does_not_see(file, monkeypatch, capsys):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -302,6 +306,7 @@ def test_gpu_that_tensorflow_does_not_see(file, monkeypatch, capsys):
     assert "GPU" not in computing_on(monkeypatch, capsys, file)
 
 
+@needs_posix
 def test_no_gpu_and_no_hint(monkeypatch, capsys):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for file in ("/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"):
