@@ -418,8 +418,8 @@ DOWNLOADS = {
     "breeds": ("cat/white/*.jpg 9\ndog/black/*.jpg 9", ["cat", "dog"]),
     "years": ("room1/2019/*.jpg 9\nroom2/2020/*.jpg 9", ["room1", "room2"]),
     "one name": ("n01/images/*.jpg 9\nn02/images/*.jpg 9", ["n01", "n02"]),
-    "loose pictures": ("s (1)/a/*.jpg 9\ns (2)/b/*.jpg 9\ns (1)/*.jpg 1", ["s (1)", "s (2)"]),
-    "one is loose": ("cat (1)/*.jpg 9\ncat (2)/new/*.jpg 9", ["cat (1)", "cat (2)"]),
+    "loose pictures": ("s(1)/a/*.jpg 9\ns(2)/b/*.jpg 9\ns(1)/*.jpg 1", ["s(1)", "s(2)"]),
+    "one is loose": ("cat(1)/*.jpg 9\ncat(2)/new/*.jpg 9", ["cat(1)", "cat(2)"]),
 }
 
 
