@@ -319,12 +319,16 @@ def break_off_an_upload(url):
         time.sleep(1)
 
 
+def open_hasty_page(model, directory):
+    """Return a Page that deletes uploads after 10 seconds, not 90."""
+    program = directory / "program.py"
+    program.write_text(SOONER, encoding="utf-8")
+    return Page(model, directory, script=program)
+
+
 @pytest.fixture
 def hasty_page(finished, tmp_path):
-    """A page that deletes uploads after 10 seconds, not 90."""
-    program = tmp_path / "program.py"
-    program.write_text(SOONER, encoding="utf-8")
-    page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path, script=program)
+    page = open_hasty_page(finished[0] / "vgg16_cifar10.keras", tmp_path)
     yield page
     if page.process.poll() is None:
         page.end()
@@ -445,14 +449,14 @@ def test_examples_to_click(tmp_path):
         notes = {"class_names": [str(name) for name in data["class_names"]]}
         notes["test"] = {"accuracy": 0.5, "images": 182}
     transfer_vgg16.save_model(make_model(), notes, tmp_path / "model.keras")
-    page = Page(tmp_path / "model.keras", tmp_path)
-    time.sleep(100)
+    page = open_hasty_page(tmp_path / "model.keras", tmp_path)
+    time.sleep(13)
     with browse(page) as tab:
         expect(tab.get_by_text("50% (182)")).to_be_visible()
         pictures = tab.locator("#examples img")
         expect(pictures).to_have_count(5)
-        for i in range(5):
-            assert pictures.nth(i).evaluate("picture => picture.naturalWidth") == 32
+        loaded = "[...document.querySelectorAll('#examples img')].every(i => i.naturalWidth == 32)"
+        tab.wait_for_function(loaded)
         pictures.nth(3).click()
         expect(tab.locator("#answer dt")).to_have_count(3)
         expect(tab.locator("#seen img")).to_be_visible()
