@@ -191,8 +191,11 @@ def main(argv=()):
         fast = model  # the article's plain code
 
     # ===== fitを使ったモデルの訓練 / Train with fit
-    # SaveBest is ours: ModelCheckpoint(MODEL_FILE, save_best_only=True) that survives a kill
-    save_best = SaveBest(output_dir / MODEL_FILE, class_names=class_names, mirror=args.mirror)
+    # SaveBest is ours: ModelCheckpoint(path, monitor, save_best_only=True) that survives a kill.
+    # On few photos, a head's val_loss soon rises, as it is too sure; its accuracy still improves
+    monitor = "val_accuracy" if has_photos(args) else "val_loss"
+    path = output_dir / MODEL_FILE
+    save_best = SaveBest(path, monitor, class_names=class_names, mirror=args.mirror)
     history = keras.callbacks.History()  # fit fills and returns it; here, one for both trainings
     settings = {
         "batch_size": args.batch_size,  # the article: 32
@@ -1636,23 +1639,28 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
 
 
 class SaveBest(keras.callbacks.Callback):
-    """keras.callbacks.ModelCheckpoint(path, save_best_only=True) that survives a kill.
+    """keras.callbacks.ModelCheckpoint(path, monitor, save_best_only=True) that survives a kill.
 
-    The file at `path` is whole at all times. `notes` go into it, a JSON file each. `epoch` is the
-    one with the lowest val_loss, from 1 on.
+    The file at `path` is whole at all times. `notes` go into it, a JSON file each. `monitor`:
+    "val_loss", or "val_accuracy", where the lowest val_loss decides between equals. `epoch` is
+    the best one, from 1 on.
     """
 
-    def __init__(self, path, **notes):
+    def __init__(self, path, monitor="val_loss", **notes):
         super().__init__()
-        self.path, self.notes = Path(path), notes
-        self.epoch, self.lowest = 0, math.inf
+        self.path, self.monitor, self.notes = Path(path), monitor, notes
+        self.epoch, self.lowest = 0, (math.inf, math.inf)
         # Another run may replace the file at `path`: restore() reads one that is out of its reach
         self.weights = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
 
     def on_epoch_end(self, epoch, logs):
-        """Save the model if this epoch's val_loss is the lowest."""
-        if logs["val_loss"] < self.lowest:
-            self.epoch, self.lowest = epoch + 1, logs["val_loss"]
+        """Save the model if this epoch is the best, unless its val_loss is infinite or NaN."""
+        missed = 0
+        if self.monitor == "val_accuracy":
+            missed = 1 - logs.get("val_accuracy", 0)  # main() may have other metrics
+        score = missed, logs["val_loss"]
+        if math.isfinite(logs["val_loss"]) and score < self.lowest:
+            self.epoch, self.lowest = epoch + 1, score
             save_model(self.model, self.notes, self.path, needed=True, weights_to=self.weights)
 
     def restore(self):
@@ -1755,7 +1763,7 @@ def print_averaged(probabilities, labels, averaged=True):
 def test_best(fast, save_best, images, labels):
     """Test the saved model, which is not that of the last epoch; return its probabilities."""
     save_best.restore()
-    print(f"Saved: epoch {save_best.epoch} (lowest val_loss). On the test images:")
+    print(f"Saved: epoch {save_best.epoch} (best {save_best.monitor}). On the test images:")
     print(fast.evaluate(images, labels, verbose=0))
     probabilities = fast.predict(images, verbose=0)
     print_averaged(probabilities, labels, save_best.notes["mirror"])

@@ -120,6 +120,24 @@ def test_saved_model_has_its_own_temperature(flags, handful, weights, tmp_path):
     assert percent == pytest.approx(100 * tempered[0].max(), abs=0.11)
 
 
+@pytest.mark.parametrize(("monitor", "best"), [("val_loss", 4), ("val_accuracy", 3)])
+def test_epoch_that_is_saved(monitor, best, tmp_path):
+    """The lowest val_loss, or the highest val_accuracy and among equals the lowest val_loss."""
+    model = make_model()
+    save_best = transfer_vgg16.SaveBest(tmp_path / "best.keras", monitor)
+    save_best.set_model(model)
+    for epoch, (accuracy, loss) in enumerate(
+        [(0.5, 1.0), (0.75, 2.0), (0.75, 1.5), (0.5, 0.1), (0.75, 1.6), (0.9, np.nan)]
+    ):
+        model.layers[-1].bias.assign(np.full(10, epoch + 1))
+        save_best.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": loss})
+    assert save_best.epoch == best
+    saved = keras.models.load_model(tmp_path / "best.keras")
+    assert (saved.layers[-1].bias.numpy() == best).all()
+    save_best.restore()
+    assert (model.layers[-1].bias.numpy() == best).all()
+
+
 def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     """The model is there, whole: a line tells that its percentages stay as they are."""
     path = tmp_path / "vgg16_cifar10.keras"

@@ -270,7 +270,10 @@ RUNGS = [
     {flag: value for rung in LADDER[: i + 1] for flag, value in rung.items()}
     for i in range(len(LADDER))
 ]
-MOST_FLAGS, slow = RUNGS[-2], [RUNGS[0], RUNGS[3], RUNGS[-1], {"--unfreeze": "5"}]
+MOST_FLAGS, slow = (
+    RUNGS[-1] | {"--image-size": "32"},
+    [RUNGS[0], RUNGS[3], RUNGS[-1], {"--unfreeze": "5"}],
+)
 RUNGS = [MOST_FLAGS, *(pytest.param(rung, marks=pytest.mark.slow) for rung in slow)]
 
 
