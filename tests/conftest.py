@@ -234,9 +234,13 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick_drawing(request, monkeypatch):
-    """Draw blank figures, in no time, except for tests that are marked `pictures`."""
-    if request.node.get_closest_marker("pictures"):
-        return
+    """Draw blank figures, except for tests that are marked `pictures`."""
+    if not request.node.get_closest_marker("pictures"):
+        draw_blank(monkeypatch)
+
+
+def draw_blank(patch):
+    """Let figures be blank, which takes no time, as long as the MonkeyPatch `patch` is in use."""
     import keras
     from matplotlib.figure import Figure
 
@@ -249,8 +253,8 @@ def quick_drawing(request, monkeypatch):
     buffer = io.BytesIO()
     save_blank(None, buffer)
     graph = types.SimpleNamespace(create_png=lambda prog: buffer.getvalue())
-    monkeypatch.setattr(Figure, "savefig", save_blank)
-    monkeypatch.setattr(keras.utils, "model_to_dot", lambda model, show_shapes: graph)
+    patch.setattr(Figure, "savefig", save_blank)
+    patch.setattr(keras.utils, "model_to_dot", lambda model, show_shapes: graph)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
     python tests/execute_lesson.py --data cifar10.npz --weights vgg16_notop.weights.h5
     python tests/execute_lesson.py --output-dir try          without a network: on the drawings
+    python tests/execute_lesson.py docs/lesson.ipynb         only this one
 
 Each one runs in a kernel of its own, in a copy of the script and data/. --data and --weights take
 the place of the values in the cell that is tagged "parameters", while it runs. Large pictures are
@@ -28,11 +29,12 @@ WIDTH = 900  # pixels of a stored picture at most
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add("notebooks", type=Path, nargs="*", default=NOTEBOOKS, help="(both)")
     add("--data", type=Path, help="an .npz file (CIFAR-10, or without a network the drawings)")
     add("--weights", type=Path, help="VGG16's, an .h5 file (Keras's, or else the copy in data/)")
     add("--output-dir", type=Path, help="write the notebooks there, and not in their own places")
     args = parser.parse_args()
-    for path in NOTEBOOKS:
+    for path in map(Path.resolve, args.notebooks):
         notebook = execute(path, args.data, args.weights)
         target = path
         if args.output_dir:

@@ -1,4 +1,4 @@
-"""The two scripts do what the article shows, with its digits."""
+"""The two scripts do what the article shows, with its numbers."""
 
 import hashlib
 import re
@@ -153,14 +153,14 @@ def article(subset, weights, shared):
     return shared("article", lambda directory: run(ARTICLE, subset, weights, 3, cwd=directory)[0])
 
 
-def test_digits_are_those_of_the_plain_code(finished, article):
+def test_numbers_are_those_of_the_plain_code(finished, article):
     np.testing.assert_allclose(
         read_figures(finished[0]), read_figures(article[0]), rtol=0, atol=1e-4
     )
     assert read_result(finished[1]) == pytest.approx(read_result(article[1]), abs=1e-4)
 
 
-def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
+def test_end_to_end_gives_the_same_numbers(article, subset, weights, tmp_path):
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3, "--end-to-end"]
     stdout, stderr = call(TRANSFER, *arguments, cwd=tmp_path)
     assert stderr == ""
@@ -169,7 +169,7 @@ def test_end_to_end_gives_the_same_digits(article, subset, weights, tmp_path):
     assert not list(tmp_path.glob("*.features"))
 
 
-def test_seed_decides_the_digits(finished, subset, weights, tmp_path):
+def test_seed_decides_the_numbers(finished, subset, weights, tmp_path):
     """In a process of its own, and where others ran before."""
     arguments = ["--data", subset, "--weights", weights, "--epochs", 3]
     copy_features(finished[0], tmp_path)

@@ -708,7 +708,7 @@ def test_file_that_stays_locked(lock, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_runs_in_one_directory(handful, weights, tmp_path):
-    """They start together, write the same files, and both end well with the same digits."""
+    """They start together, write the same files, and both end well with the same numbers."""
     arguments = ["--data", handful, "--weights", weights, "--epochs", 5]
     runs = [start(TRANSFER, *arguments, cwd=tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=600) for process in runs]

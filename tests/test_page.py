@@ -76,6 +76,14 @@ def page(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def open_page(finished, tmp_path_factory):
+    """A page for the tests that do not end it."""
+    page = Page(finished[0] / "vgg16_cifar10.keras", tmp_path_factory.mktemp("page"))
+    yield page
+    page.end()
+
+
+@pytest.fixture(scope="module")
 def photos(images, tmp_path_factory):
     """Ten pictures, of the kinds that cameras make: test images, enlarged."""
     register_heif_opener()
@@ -198,12 +206,12 @@ def test_photos_in_a_browser(page, finished, photos, tmp_path):
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(1366, 768), (1920, 1080), (390, 844)])
-def test_everything_is_seen_at_once(width, height, page, finished, photos):
+def test_everything_is_seen_at_once(width, height, open_page, finished, photos):
     """On a projector nothing is below the fold, the pictures are large and side by side.
 
     On a phone, the answer comes first, then the pictures.
     """
-    with browse(page, width=width, height=height) as tab:
+    with browse(open_page, width=width, height=height) as tab:
         drop(tab, photos[0])
         check(tab, answers(finished, photos[0])[0])
         boxes = {
@@ -384,11 +392,11 @@ def test_next_page_deletes_what_a_killed_one_left(page, finished, photos, tmp_pa
 
 @pytest.mark.slow
 @needs_gradio
-def test_what_is_no_picture(page, tmp_path):
+def test_what_is_no_picture(open_page, tmp_path):
     """The sentence names the file, not the server's directory; a program is not run."""
     from gradio_client import Client, handle_file
 
-    client = Client(page.url, verbose=False, download_files=False)
+    client = Client(open_page.url, verbose=False, download_files=False)
     Image.new("RGB", (50, 50)).save(tmp_path / "drawing.eps")
     (tmp_path / "<b>text.png").write_text("no picture")
     reasons = {"drawing.eps": "EPS files are not read", "<b>text.png": "text.png"}
@@ -478,10 +486,10 @@ def test_open_host_is_told(finished, tmp_path):
 
 @pytest.mark.slow
 @needs_gradio
-def test_only_this_computer_can_open_it(page):
-    connections = psutil.Process(page.process.pid).net_connections("inet")
+def test_only_this_computer_can_open_it(open_page):
+    connections = psutil.Process(open_page.process.pid).net_connections("inet")
     assert [one.laddr.ip for one in connections if one.status == "LISTEN"] == ["127.0.0.1"]
-    assert page.printed == ""
+    assert open_page.printed == ""
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_modules_beside_the_scripts_replace_no_others(script, safe_path, tmp_pat
 
 @pytest.mark.slow
 def test_keras_json_does_no_harm(few, weights, tmp_path):
-    """Whatever it says, the digits are the same."""
+    """Whatever it says, the numbers are the same."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "keras.json").write_text(
