@@ -72,7 +72,8 @@ def main(argv=()):
 
     # ===== predictを使って予測結果を表示 / Predict the test images
     preds = transfer_vgg16.temper(fast.predict(x_test, verbose=verbose), notes["temperature"])
-    transfer_vgg16.print_averaged(preds, y_test, notes["mirror"])
+    if notes["mirror"]:
+        transfer_vgg16.print_averaged(preds, y_test)
     transfer_vgg16.print_balance(preds, y_test, class_names)
     transfer_vgg16.print_prediction(preds[0], y_test[0], class_names)
     return 0
@@ -238,13 +239,20 @@ def load_test_data(args, model, class_names):
     if data:
         _, test, found = transfer_vgg16.load_arrays(data)
     else:
-        _, test = transfer_vgg16.cifar10.load_data()
+        problem, way = "Keras's copy of CIFAR-10 could not be read", "free some space, try again"
+        with transfer_vgg16.fail_with(problem, way):
+            _, test = transfer_vgg16.cifar10.load_data()
         found = transfer_vgg16.CLASS_NAMES
     if class_names != found:
         fail(
             f"the model knows {known}, and not the classes of "
             f"{args.data or 'CIFAR-10'}: give it pictures, or --data with a directory of such "
             "photos"
+        )
+    if test[0].shape[1:] != model.input_shape[1:]:
+        fail(
+            f"the model takes images of {model.input_shape[1]} pixels, and those of {data} have "
+            "32: give --data a directory of photos"
         )
     return test
 
@@ -296,10 +304,9 @@ def name_pictures(model, notes, paths, figure):
     if figure:
         check_figure(figure, files)
     images, readable, errors = transfer_vgg16.read_photos(files, model.input_shape[1])
-    if errors and len(images) == 0:
-        transfer_vgg16.fail("none of the pictures can be read, as said above: give others")
     if len(images) == 0:
-        transfer_vgg16.fail("no pictures were found: give the paths of some")
+        found = "none of the pictures can be read, as said above: give others"
+        transfer_vgg16.fail(found if errors else "no pictures were found: give the paths of some")
     preds = classify(model, notes, images)
     for index, probabilities in zip(readable, preds, strict=True):
         answer = ", ".join(transfer_vgg16.likeliest(probabilities, notes["class_names"]))

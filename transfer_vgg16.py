@@ -112,20 +112,18 @@ with quiet_import():
 
 
 def main(argv=()):
-    """Run the article, from the data to the first prediction; "ours" is what it does not have.
-
-    `argv` is as on a command line.
-    """
+    """Run the article's steps; "ours" is what it does not have. `argv`: as on a command line."""
     args = parse_arguments(argv)  # by default, they have the article's values
+    photos = has_photos(args)  # ours: whether --data is a directory of photos
     start(args)  # ours: the output directory, the devices, a line of all settings
 
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
-    data, output_dir = find_data(args)  # ours: a path, or None for CIFAR-10
-    if data is None:
+    data, output_dir = find_data(args)  # ours: `data` is None for CIFAR-10, else a path
+    if data is None:  # as in the article; fail_with (ours) turns an error into one sentence
         with fail_with("Keras's copy of CIFAR-10 could not be read", "free some space, try again"):
             (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
         class_names = CLASS_NAMES
-    elif has_photos(args):  # ours; already split into train, validation and test
+    elif photos:  # ours; already split into train, validation and test
         parts, class_names = load_photos(data, args.image_size, output_dir)
         train_imgs, train_labels = parts["train"]
         val_imgs, val_labels = parts["validation"]
@@ -134,7 +132,7 @@ def main(argv=()):
         (train_imgs, train_labels), (test_imgs, test_labels), class_names = load_arrays(data)
 
     # 訓練データの最初の20%を評価データにする / Validate with the first 20 %
-    if not has_photos(args):
+    if not photos:
         idx = int(train_imgs.shape[0] * 0.2)
         val_imgs, val_labels = train_imgs[:idx], train_labels[:idx]
         train_imgs, train_labels = train_imgs[idx:], train_labels[idx:]
@@ -146,14 +144,14 @@ def main(argv=()):
     x = inputs
     if args.image_size != train_imgs.shape[1]:  # ours: the model itself enlarges the images
         x = layers.Resizing(args.image_size, args.image_size)(x)
-    if args.preprocess:  # ours: the colours that VGG16 was trained on
+    if args.preprocess:  # ours: RGB to BGR, minus ImageNet's mean colour, as VGG16 was trained
         x = preprocess_input(x)
-    # rounded: the small copy in data/ rather than Keras's file
-    weights = find_weights(args.weights, rounded=has_photos(args) or data == DEMO_DATA)
-    keras.config.set_dtype_policy(args.precision)  # ours: the number type that VGG16 computes in
+    # rounded=True prefers the copy in data/ (16 bits, no download) to Keras's own file
+    weights = find_weights(args.weights, rounded=photos or data == DEMO_DATA)
+    keras.config.set_dtype_policy(args.precision)  # ours: float32, if --precision is not given
     with fail_with(f"{weights} does not hold the weights of VGG16 without its top", WEIGHTS_WAY):
-        # The article: weights="imagenet". For another base, write that, and use its own
-        # preprocess_input
+        # The article: VGG16(include_top=False, weights="imagenet", input_shape=(32, 32, 3)).
+        # For another base: its class, weights="imagenet", and above, its own preprocess_input
         vgg16 = VGG16(include_top=False, weights=weights, input_tensor=x)
     keras.config.set_dtype_policy("float32")  # the head's
 
@@ -183,8 +181,8 @@ def main(argv=()):
 
     # ===== 固定した層は一度だけ計算する(記事にはない処理) / Run the frozen layers once (ours)
     # They give the same output for an image in every epoch. `fast` has fit, evaluate and predict
-    # like the model, and trains the model's own layers. `stop`: with --unfreeze, the last layer
-    # that stays frozen; its output is kept as well, so that fine-tuning begins there
+    # like the model, and trains the model's own layers.
+    # `stop`: with --unfreeze, the last layer that stays frozen; its output is then kept as well
     stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
     fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
     if args.end_to_end:
@@ -192,12 +190,12 @@ def main(argv=()):
 
     # ===== fitを使ったモデルの訓練 / Train with fit
     # SaveBest is ours: ModelCheckpoint(path, monitor, save_best_only=True) that survives a kill.
-    # On few photos, a head's val_loss soon rises, as it is too sure; its accuracy still improves
-    monitor = "val_accuracy" if has_photos(args) else "val_loss"
+    # With few photos, val_loss soon rises (overconfidence) while val_accuracy still improves
+    monitor = "val_accuracy" if photos else "val_loss"
     path = output_dir / MODEL_FILE
     save_best = SaveBest(path, monitor, class_names=class_names, mirror=args.mirror)
-    history = keras.callbacks.History()  # fit fills and returns it; here, one for both trainings
-    settings = {
+    history = keras.callbacks.History()  # what fit returns; here, one for both calls of fit
+    settings = {  # of both calls
         "batch_size": args.batch_size,  # the article: 32
         "validation_data": (val_imgs, val_labels),
         "callbacks": [save_best, history, keras.callbacks.TerminateOnNaN()],
@@ -208,15 +206,14 @@ def main(argv=()):
         # VGG16の最後のブロックも訓練する(記事にはない処理) / Fine-tune VGG16's last blocks (ours)
         if args.unfreeze and is_finite(history):
             thaw(vgg16, args.unfreeze)
+            # The rate grows for a tenth of the steps, then falls towards 0 along a cosine
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
             rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
             recompile(model, rate)  # only this makes a change of `trainable` count
             done = len(history.history["loss"])
             epochs = done + args.fine_tune_epochs
             fast.fit(train_imgs, train_labels, initial_epoch=done, epochs=epochs, **settings)
-    except KeyboardInterrupt:
-        if not history.history:  # no epoch is complete
-            raise
+    except KeyboardInterrupt:  # Ctrl-C: keep what the epochs so far gave (ours)
         return stop_early(history, args, output_dir)
     if not is_finite(history):
         return stop_early(history, args, output_dir)
@@ -225,15 +222,16 @@ def main(argv=()):
     result = fast.evaluate(test_imgs, test_labels, verbose=verbosity())
     print(result)
 
-    # ===== predictを使った予測 / Predict the test images (with --mirror: test-time augmentation)
+    # ===== predictを使った予測 / Predict the test images
     preds = fast.predict(test_imgs, verbose=verbosity())
-    print_averaged(preds, test_labels, args.mirror)  # with --mirror only
+    if args.mirror:  # ours: averaged with those of the mirror images (test-time augmentation)
+        print_averaged(preds, test_labels)
 
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
-    if save_best.epoch < len(history.history["loss"]):
+    if save_best.epoch < len(history.history["loss"]):  # it is not the last one
         saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # loads it into `model`
-    # Temperature scaling: on the validation images, the mean confidence becomes the accuracy
+    # Temperature scaling: makes the mean confidence on the validation images the accuracy there
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
     print_calibration(saved_preds, temperature, test_labels)
     print_balance(saved_preds, test_labels, class_names)
@@ -243,7 +241,7 @@ def main(argv=()):
     print_prediction(preds[0], test_labels[0], class_names)
 
     # ===== history情報の可視化 / Plot the history (last, so that no result waits for figures)
-    plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
+    plot_history(history.history, output_dir, args.epochs)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
     path = output_dir / "predictions.png"
@@ -435,11 +433,11 @@ def use_devices(distribute):
     if "CUDA_VISIBLE_DEVICES" not in os.environ and any(Path(f).exists() for f in NVIDIA_FILES):
         hint = ' (for the NVIDIA GPU: pip install "tensorflow[and-cuda]")'
     print(f"Computing on {', '.join(gpus) or f'the CPU, {cores} cores{hint}'}")
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if distribute and len(devices) < 2:
-        fail("--distribute needs two GPUs or more, and TensorFlow sees fewer: leave it out")
-    names = [device.name for device in devices]
     if distribute:
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if len(devices) < 2:
+            fail("--distribute needs two GPUs or more, and TensorFlow sees fewer: leave it out")
+        names = [device.name for device in devices]
         tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(names))
 
 
@@ -689,7 +687,7 @@ def find_photos(directory, output_dir=None, known=()):
         fail(f"{printable(directory)} cannot be read: give --data a directory that you may read")
     found = find_parts(directory, below)
     own_class = name_class(directory.resolve().name)
-    if not found["train"] and own_class in known:
+    if not found.setdefault("train", {}) and own_class in known:
         found["train"] = {own_class: directory}
     folders = {folder for classes in found.values() for folder in classes.values()}
     for path in sorted(below):
@@ -1400,13 +1398,15 @@ class FrozenOnce:
 
     def _outputs(self, x, verbose, mirror=False):
         """Return [the front's outputs for the images `x`], and with `mirror` those mirrored."""
-        views = [x, x[:, :, ::-1]] if mirror else [x]
+        views = {"as they are": x}
+        if mirror:
+            views["mirrored"] = x[:, :, ::-1]
         if not self.stops:
-            return views
-        digests = [f"{digest_arrays(x)} {step}" for step in ("as they are", "mirrored")]
+            return list(views.values())
+        digest = digest_arrays(x)
         return [
-            self._stored(self.stops, view, digest, verbose)
-            for view, digest in zip(views, digests, strict=False)
+            self._stored(self.stops, view, f"{digest} {how}", verbose)
+            for how, view in views.items()
         ]
 
     def _stored(self, stops, x, digest, verbose):
@@ -1434,7 +1434,8 @@ class FrozenOnce:
             if before:
                 x = self._stored(before, x, digest, verbose)
                 front = keras.Model(before[-1], stop)
-            free = shutil.disk_usage(self.directory).free
+            begun = self.directory.glob(f"{PART}*-{path.name}")  # which is continued
+            free = shutil.disk_usage(self.directory).free + sum(p.stat().st_size for p in begun)
             if size > free:
                 fail(
                     f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and only "
@@ -1446,7 +1447,8 @@ class FrozenOnce:
                 print(f"{line}, kept in {kept}:", flush=True)
             write_outputs(front, x, key, path, verbose)
             for old in self.directory.glob(f"*{name}-*.features"):
-                if old not in self.files and is_of_no_run(old):
+                same = re.fullmatch(rf"(part-.+-)?{re.escape(name)}-\w+\.features", old.name)
+                if same and old not in self.files and is_of_no_run(old):
                     with contextlib.suppress(OSError):  # Windows, while a program uses it
                         old.unlink()
         return map_array(path, dtype, shape, verbose)
@@ -1539,7 +1541,8 @@ def digest_arrays(*arrays):
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype}".encode())
-        for first in range(0, len(array), 1000) if array.ndim else ():
+        array = np.atleast_1d(array)
+        for first in range(0, len(array), 1000):
             digest.update(np.ascontiguousarray(array[first : first + 1000]))
     return digest.hexdigest()
 
@@ -1562,7 +1565,7 @@ def write_outputs(model, x, key, path, verbose):
             for outputs in run_over(model, x, verbose, done):
                 file.write(outputs)
             file.write(key)
-        replace_file(part, path)
+        when_free(lambda: part.replace(path))
     except BrokenPipeError:  # of the progress, not of the file
         raise
     except OSError as error:
@@ -1607,7 +1610,8 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
     arrays = [views[0], *(np.asarray(array) for array in (y, sample_weight) if array is not None)]
     mirrored, count = views[1:], len(views[0])
     if any(len(array) != count for array in arrays):
-        fail(f"{count:,} images do not match {len(arrays[1]):,} labels: give as many of each")
+        others = " and ".join(f"{len(array):,}" for array in arrays[1:])
+        fail(f"{count:,} images do not match {others} labels or weights: give as many of each")
     dtypes, shapes = [one.dtype for one in arrays], [(None, *one.shape[1:]) for one in arrays]
     let_go.callback(arrays.clear)
     let_go.callback(mirrored.clear)
@@ -1734,7 +1738,9 @@ def stop_early(history, args, output_dir):
 
     Return the exit status of Ctrl-C. Errors: status 2 for the other.
     """
-    plot_history(history.history, output_dir, args.epochs if args.unfreeze else None)
+    if not history.history:  # no epoch is complete
+        raise KeyboardInterrupt
+    plot_history(history.history, output_dir, args.epochs)
     epochs = len(history.history["loss"])
     if not is_finite(history):
         rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
@@ -1753,11 +1759,10 @@ SOFTWARE = "transfer_vgg16.py"  # noted in figures, so that a later one may repl
 CJK_FONTS = ["Yu Gothic", "Meiryo", "Hiragino Sans", "Noto Sans CJK JP", "IPAexGothic"]
 
 
-def print_averaged(probabilities, labels, averaged=True):
-    """Print the accuracy of `probabilities`, if these are of images and mirror images."""
-    if averaged:
-        accuracy = count_right(probabilities, labels)["accuracy"]
-        print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
+def print_averaged(probabilities, labels):
+    """Print the accuracy of `probabilities` that are averaged with those of mirror images."""
+    accuracy = count_right(probabilities, labels)["accuracy"]
+    print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
 
 
 def test_best(fast, save_best, images, labels):
@@ -1766,7 +1771,8 @@ def test_best(fast, save_best, images, labels):
     print(f"Saved: epoch {save_best.epoch} (best {save_best.monitor}). On the test images:")
     print(fast.evaluate(images, labels, verbose=0))
     probabilities = fast.predict(images, verbose=0)
-    print_averaged(probabilities, labels, save_best.notes["mirror"])
+    if save_best.notes["mirror"]:
+        print_averaged(probabilities, labels)
     return probabilities
 
 
@@ -1838,7 +1844,7 @@ def print_prediction(probabilities, label, class_names):
     print(f"予測: {class_names[predicted]}, 正解: {class_names[label[0]]}")
 
 
-def plot_history(history, directory, fine_tuning_from=None, title=""):
+def plot_history(history, directory, fine_tuning_from=None):
     """Write Keras's `history`, a dict, into `directory`: history.csv, loss.png and accuracy.png.
 
     With `fine_tuning_from`, a number of epochs, a line marks where fine-tuning started. A metric
@@ -1862,7 +1868,7 @@ def plot_history(history, directory, fine_tuning_from=None, title=""):
         if not curves:
             delete_figure(path)
             continue
-        with drawing(path, f"{name.capitalize()} after each epoch", title, (9, 6)) as figure:
+        with drawing(path, f"{name.capitalize()} after each epoch", (9, 6)) as figure:
             axis = figure.add_subplot()
             for (label, values), color in zip(curves.items(), "rb", strict=False):
                 axis.plot(epochs, values, f"{color}.-", lw=2, ms=10, label=f"{label} {name}")
@@ -1895,7 +1901,7 @@ def fit_later_epochs(axis, curves):
 
 
 @contextlib.contextmanager
-def drawing(path, heading, title="", figsize=(16, 9), needed=False):
+def drawing(path, heading, figsize=(16, 9), needed=False):
     """Yield a new figure, which becomes the PNG file `path` at the end of the with block.
 
     It looks the same whatever a user's matplotlibrc says. An error is printed, and the run
@@ -1913,13 +1919,15 @@ def drawing(path, heading, title="", figsize=(16, 9), needed=False):
                 plt.switch_backend("agg")
                 print(f"Figures are saved, but not shown ({first_line(error)})")
                 figure = plt.figure(figsize=figsize, layout="constrained")
-            figure.suptitle(f"{heading} ({title})" if title else heading, parse_math=False)
+            figure.suptitle(heading)
             yield figure
             save = functools.partial(figure.savefig, metadata={"Software": SOFTWARE})
             write_whole(path, save, needed)
     except Failure:
         raise
     except Exception as error:  # matplotlib's come from many libraries
+        if needed:
+            fail(f"{path} could not be drawn ({first_line(error)}): leave out --figure")
         print(f"{path} was not drawn: {first_line(error)}")
 
 
@@ -2053,7 +2061,7 @@ def highlight(model, images, classes, mirror=False):
     return overlay(images, explain(model, images, classes, mirror))
 
 
-def plot_mistakes(model, images, probabilities, class_names, path, labels, title="", mirror=False):
+def plot_mistakes(model, images, probabilities, class_names, path, labels, mirror=False):
     """Draw the six images of which `model` was surest and wrong, and where it looked."""
     sure, wrong = probabilities.max(axis=1), np.argmax(probabilities, axis=1) != np.ravel(labels)
     chosen = np.argsort(np.where(wrong, -sure, 0), kind="stable")[: min(6, wrong.sum())]
@@ -2063,8 +2071,8 @@ def plot_mistakes(model, images, probabilities, class_names, path, labels, title
     names = drawable_names(class_names)
     captions = [f"true: {names[label]}" for label in np.ravel(labels)[chosen]]
     images, probabilities = images[chosen], probabilities[chosen]
-    title = f"its surest mistakes, {title}" if title else "its surest mistakes"
-    plot_pairs(model, images, probabilities, class_names, path, captions, title, mirror)
+    heading = "Its surest mistakes, and where the model looked"
+    plot_pairs(model, images, probabilities, class_names, path, captions, heading, mirror)
 
 
 def plot_pairs(
@@ -2074,7 +2082,7 @@ def plot_pairs(
     class_names,
     path,
     captions,
-    title="",
+    heading="What the model said, and where it looked",
     mirror=False,
     needed=False,
 ):
@@ -2085,8 +2093,7 @@ def plot_pairs(
     columns = min(len(images), 3)
     rows = math.ceil(len(images) / columns)
     size = (5.4 * columns, 0.9 + 4.2 * rows)
-    heading = "What the model said, and where it looked"
-    with drawing(path, heading, title, size, needed) as figure:
+    with drawing(path, heading, size, needed) as figure:
         names = drawable_names(class_names)
         looks = highlight(model, images, np.argmax(probabilities, axis=1), mirror)
         cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.1, hspace=0.1).flat
@@ -2114,13 +2121,13 @@ def draw_bars(axis, probabilities, names):
         axis.text(1.2, place, f"{probabilities[i]:.0%}", va="center", ha="right", size=20)
 
 
-def plot_predictions(images, probabilities, class_names, path, labels, title=""):
+def plot_predictions(images, probabilities, class_names, path, labels):
     """Draw up to 25 images, each with the predicted class, and the true one if it differs."""
     images, labels = images[:25], np.ravel(labels)
     columns = min(len(images), 5)
     rows = math.ceil(len(images) / columns)
     size = (3.2 * columns, 0.6 + 2.9 * rows)
-    with drawing(path, "Test images: what the model said", title, size) as figure:
+    with drawing(path, "Test images: what the model said", size) as figure:
         names = drawable_names(class_names)
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for axis in axes:
@@ -2134,7 +2141,7 @@ def plot_predictions(images, probabilities, class_names, path, labels, title="")
             axis.set_title(caption, color=color, fontsize=16, parse_math=False)
 
 
-def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
+def plot_confusion_matrix(probabilities, labels, class_names, path):
     """Draw how many images of each class (row) were taken for which class (column) into `path`.
 
     The colours are shares of the row. At the right is the recall: the share of a class's images
@@ -2145,7 +2152,7 @@ def plot_confusion_matrix(probabilities, labels, class_names, path, title=""):
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     side = 3 + 0.75 * min(count, 20)
-    with drawing(path, "Which class was taken for which", title, (side + 1.5, side)) as figure:
+    with drawing(path, "Which class was taken for which", (side + 1.5, side)) as figure:
         axis = figure.add_subplot()
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.set_xlabel("Predicted class")
@@ -2253,7 +2260,7 @@ def write_whole(path, write, needed=False):
     part = part_of(path)
     try:
         write(part)
-        replace_file(part, path)
+        when_free(lambda: part.replace(path))
     except OSError as error:
         if needed:
             fail(cannot_write(path, error))
@@ -2261,11 +2268,6 @@ def write_whole(path, write, needed=False):
     finally:
         with contextlib.suppress(OSError):  # a virus scanner may hold it
             part.unlink(missing_ok=True)
-
-
-def replace_file(part, path):
-    """Let the file `part` take the place of `path`."""
-    when_free(lambda: part.replace(path))
 
 
 def when_free(use_file):
@@ -2296,7 +2298,9 @@ def guarded(main):
         if hasattr(sys.stdout, "reconfigure"):  # not in a notebook, nor in IDLE
             sys.stdout.reconfigure(errors="replace")  # for consoles that cannot encode Japanese
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()  # here, so that a broken pipe is noticed
+            return status
         except KeyboardInterrupt:
             message, status = "stopped", 130
         except Failure as error:
@@ -2304,12 +2308,7 @@ def guarded(main):
         except BrokenPipeError:  # such as by `| head`: nobody reads what is printed
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 141
-        except Exception as error:
-            full = (
-                isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
-            )
-            if not full:
-                raise
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             message, status = f"error: {MEMORY_FULL} ({first_line(error)})", 2
         print(message, file=sys.stderr)
         return status

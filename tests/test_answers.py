@@ -408,6 +408,10 @@ def test_map_that_fails_is_a_line(tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"{path} was not drawn: the model has no layer whose output is a grid\n"
     )
+    with pytest.raises(transfer_vgg16.Failure, match=r"could not be drawn \(.+\): leave out"):
+        transfer_vgg16.plot_pairs(
+            model, images, np.eye(2)[:1], ["a", "b"], path, [""], needed=True
+        )
 
 
 def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tarfile
 import threading
 import time
@@ -423,6 +424,18 @@ def test_labels_may_be_flat(weights, tmp_path):
     data = write_data(tmp_path / "data.npz", y_train=LABELS[:, 0], y_test=LABELS[:10, 0])
     stdout, _ = call(TRANSFER, "--data", data, "--weights", weights, "--epochs", 1, cwd=tmp_path)
     assert "正解: [0]\n" in stdout
+
+
+def test_reader_that_hangs_up(monkeypatch, tmp_path):
+    """Such as `| true`: what a stream kept back is refused only at the end."""
+
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert transfer_vgg16.guarded(lambda argv: 0)() == 141
 
 
 def write_truncated_weights(path):

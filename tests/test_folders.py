@@ -383,6 +383,16 @@ def test_one_line_for_each_directory_left_aside(layout, names, tmp_path, capsys)
 
 
 ERRORS = {
+    "sorted by class and answer": (
+        """
+        train/cat/cat/*.jpg 6
+        train/cat/dog/*.jpg 6
+        train/dog/cat/*.jpg 6
+        train/dog/dog/*.jpg 6
+        test/cat/*.jpg 6
+        test/dog/*.jpg 6""",
+        "too few readable photos: cat has 0 for train, cat has 0 for validation, .+",
+    ),
     "a class, or pictures to test with": (
         """
         beaker/*.jpg 11

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 
 import keras
@@ -278,9 +279,54 @@ def test_what_it_cannot_do_is_one_sentence(make, tmp_path):
         FrozenOnce(make(), tmp_path)
 
 
+def test_statistics_that_are_one_number(tmp_path):
+    """Normalization's, which are no part of its configuration."""
+    norm = layers.Normalization(axis=None)
+    model, outputs = compile_it(make_plain(norm)), []
+    fast = FrozenOnce(model, tmp_path)
+    for images in (IMAGES, IMAGES // 2):
+        norm.adapt(images)
+        compile_it(model)  # else Keras's own predict() goes on with the former ones
+        outputs.append(fast.predict(IMAGES, verbose=0))
+        np.testing.assert_allclose(outputs[-1], model.predict(IMAGES, verbose=0), atol=1e-5)
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+def test_room_for_what_is_missing_is_enough(tmp_path, monkeypatch):
+    """A pass was broken off after 9,000 of 12,288 bytes: 4,000 are enough to go on, 2,000 not."""
+    model = compile_it(make_plain())
+    FrozenOnce(model, tmp_path).predict(IMAGES, verbose=0)
+    (whole,) = tmp_path.glob("*.features")
+    part = tmp_path / f"{transfer_vgg16.PART}99999999-{whole.name}"
+    part.write_bytes(whole.read_bytes()[:9000])
+    whole.unlink()
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=2000))
+    with pytest.raises(transfer_vgg16.Failure, match="need 0.0 GB on the disk"):
+        FrozenOnce(model, tmp_path).predict(IMAGES, verbose=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=4000))
+    FrozenOnce(model, tmp_path).predict(IMAGES, verbose=0)
+    assert whole.exists()
+    assert not part.exists()
+
+
+def test_outputs_of_a_layer_whose_name_ends_alike_stay(tmp_path):
+    other = tmp_path / "my_first-0123456789ab.features"
+    former = tmp_path / "second-0123456789ab.features"
+    for path in (other, former):
+        path.touch()
+    FrozenOnce(compile_it(make_plain()), tmp_path).predict(IMAGES, verbose=0)
+    assert not former.exists()
+    other.rename(tmp_path / "my_second-0123456789ab.features")
+    FrozenOnce(compile_it(make_plain()), tmp_path).predict(IMAGES // 2, verbose=0)
+    assert (tmp_path / "my_second-0123456789ab.features").exists()
+
+
 def test_more_images_than_labels_are_one_sentence(tmp_path):
     """As Keras refuses them: else, each image would get another one's label."""
     fast = FrozenOnce(compile_it(make_plain()), tmp_path)
+    with pytest.raises(transfer_vgg16.Failure, match="48 images do not match 48 and 47 labels"):
+        fast.fit(IMAGES, LABELS, sample_weight=np.ones(COUNT - 1), verbose=0)
     for images, labels in ((IMAGES[5:], LABELS), (IMAGES, LABELS[5:])):
         with pytest.raises(transfer_vgg16.Failure, match="images do not match .* labels"):
             fast.fit(images, labels, verbose=0)

@@ -307,6 +307,16 @@ def test_photo_model_is_not_evaluated_on_other_classes(trained, handful, images,
     for arguments in ([], ["--data", handful]):
         _, stderr = call(PREDICT, *arguments, cwd=trained[0], status=2)
         check_error(stderr, r"the model knows automobile, 馬, and not the classes of .+")
+    with np.load(handful) as file:
+        arrays = dict(file) | {"class_names": ["automobile", "馬"] + ["x"] * 8}
+    arrays["class_names"] = np.array(arrays["class_names"][:2])
+    for name in ("y_train", "y_test"):
+        arrays[name] = arrays[name] % 2
+    np.savez(tmp_path / "small.npz", **arrays)
+    _, stderr = call(PREDICT, "--data", tmp_path / "small.npz", cwd=trained[0], status=2)
+    check_error(
+        stderr, r"the model takes images of \d+ pixels, and those of .+small.npz have 32.*"
+    )
     other = save_photos(tmp_path / "other", images, 20, cat=3, dog=5)
     _, stderr = call(PREDICT, "--data", other, cwd=trained[0], status=2)
     check_error(stderr, "the model knows automobile, 馬, but .+other has cat, dog.*")
@@ -338,7 +348,7 @@ def test_confusion_matrix_and_predictions_say_what_was_predicted(plt, tmp_path):
     labels = np.array([0, 0, 0, 0, 1, 1])[:, None]
     probabilities = np.eye(3)[[0, 0, 1, 2, 1, 1]]
     path = tmp_path / "matrix.png"
-    transfer_vgg16.plot_confusion_matrix(probabilities, labels, names, path, "title")
+    transfer_vgg16.plot_confusion_matrix(probabilities, labels, names, path)
     axis = plt.gca()
     assert [text.get_text() for text in axis.texts[:4]] == ["recall", "50%", "100%", "-"]
     assert [text.get_text() for text in axis.texts[4:]] == [*"211", "", "2", *[""] * 4]
@@ -347,7 +357,7 @@ def test_confusion_matrix_and_predictions_say_what_was_predicted(plt, tmp_path):
     assert [text.get_text() for text in axis.get_xticklabels()] == names
     assert [text.get_text() for text in axis.get_yticklabels()] == names
     assert axis.get_ylabel() == "True class"
-    assert plt.gcf().get_suptitle() == "Which class was taken for which (title)"
+    assert plt.gcf().get_suptitle() == "Which class was taken for which"
     assert np.asarray(Image.open(path).convert("L")).std() > 10
 
     images = np.zeros((6, 32, 32, 3), np.uint8)
@@ -393,8 +403,8 @@ def test_history_with_any_metrics(plt, tmp_path):
     )
     assert {path.name for path in tmp_path.iterdir()} == {"history.csv", "loss.png"}
     assert [list(line.get_ydata()) for line in plt.gca().lines] == [[2.0, 1.0], [3.0, 2.5]]
-    transfer_vgg16.plot_history({"loss": [1.5], "accuracy": [0.5]}, tmp_path, title="demo")
-    assert plt.gcf().get_suptitle() == "Accuracy after each epoch (demo)"
+    transfer_vgg16.plot_history({"loss": [1.5], "accuracy": [0.5]}, tmp_path)
+    assert plt.gcf().get_suptitle() == "Accuracy after each epoch"
 
 
 @pytest.mark.pictures
