@@ -251,8 +251,8 @@ def load_test_data(args, model, class_names):
         )
     if test[0].shape[1:] != model.input_shape[1:]:
         fail(
-            f"the model takes images of {model.input_shape[1]} pixels, and those of {data} have "
-            "32: give --data a directory of photos"
+            f"the model takes images of {model.input_shape[1]} pixels, and {data or 'CIFAR-10'} "
+            "has smaller ones: give --data a directory of photos"
         )
     return test
 

@@ -1434,11 +1434,11 @@ class FrozenOnce:
             if before:
                 x = self._stored(before, x, digest, verbose)
                 front = keras.Model(before[-1], stop)
-            begun = self.directory.glob(f"{PART}*-{path.name}")  # which is continued
-            free = shutil.disk_usage(self.directory).free + sum(p.stat().st_size for p in begun)
-            if size > free:
+            missing = size - sum(map(file_size, find_begun(path)))
+            free = shutil.disk_usage(self.directory).free
+            if missing > free:
                 fail(
-                    f"the outputs of {name} need {size / 1e9:.1f} GB on the disk, and only "
+                    f"the outputs of {name} need {missing / 1e9:.1f} GB on the disk, and only "
                     f"{free / 1e9:.1f} are free in {self.directory.resolve()}: delete files there "
                     "(such as old .features files), or choose another directory or smaller images"
                 )
@@ -1547,16 +1547,28 @@ def digest_arrays(*arrays):
     return digest.hexdigest()
 
 
+def find_begun(path):
+    """Return the parts of the outputs file `path` that interrupted runs left, or this process."""
+    parts = path.parent.glob(f"{PART}*-{path.name}")
+    return [part for part in parts if part == part_of(path) or is_of_no_run(part)]
+
+
+def file_size(path):
+    """Return the bytes in a file, 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
 def write_outputs(model, x, key, path, verbose):
     """Write the outputs of `model` for the images `x`, then `key`, into the file `path`.
 
     What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
     part = part_of(path)
-    for old in path.parent.glob(f"{PART}*-{path.name}"):
-        if is_of_no_run(old):
-            with contextlib.suppress(OSError):
-                old.replace(part)
+    for begun in find_begun(path):
+        with contextlib.suppress(OSError):
+            begun.replace(part)
     try:
         with part.open("ab") as file:
             row, at_once = count_bytes(model.outputs[0]), images_at_once(model)
@@ -1736,7 +1748,8 @@ def is_finite(history):
 def stop_early(history, args, output_dir):
     """Draw the curves of a training that ended by Ctrl-C, or as its loss is infinite or NaN.
 
-    Return the exit status of Ctrl-C. Errors: status 2 for the other.
+    Return the exit status of Ctrl-C. Errors: status 2 for the other, and KeyboardInterrupt if no
+    epoch is complete.
     """
     if not history.history:  # no epoch is complete
         raise KeyboardInterrupt

@@ -79,7 +79,8 @@ def test_edited_main(script, weights, tmp_path):
         (tmp_path / directory).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         draw_blank(patch)
-        call(script, *arguments, "--end-to-end", cwd=tmp_path / "plain")
+        _, stderr = call(script, *arguments, "--end-to-end", cwd=tmp_path / "plain")
+        assert stderr == ""
     stdout, stderr = call(script, *arguments, cwd=tmp_path / "fast")
     assert stderr == ""
     np.testing.assert_allclose(

@@ -426,14 +426,13 @@ def test_labels_may_be_flat(weights, tmp_path):
     assert "正解: [0]\n" in stdout
 
 
-def test_reader_that_hangs_up(monkeypatch, tmp_path):
+def test_reader_that_hangs_up(monkeypatch):
     """Such as `| true`: what a stream kept back is refused only at the end."""
 
     class Closed(io.StringIO):
         def flush(self):
             raise BrokenPipeError
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdout", Closed())
     assert transfer_vgg16.guarded(lambda argv: 0)() == 141
 

@@ -387,11 +387,17 @@ ERRORS = {
         """
         train/cat/cat/*.jpg 6
         train/cat/dog/*.jpg 6
+        train/cat/fox/*.jpg 6
         train/dog/cat/*.jpg 6
         train/dog/dog/*.jpg 6
+        train/dog/fox/*.jpg 6
+        train/fox/cat/*.jpg 6
+        train/fox/dog/*.jpg 6
+        train/fox/fox/*.jpg 6
         test/cat/*.jpg 6
-        test/dog/*.jpg 6""",
-        "too few readable photos: cat has 0 for train, cat has 0 for validation, .+",
+        test/dog/*.jpg 6
+        test/fox/*.jpg 6""",
+        "too few readable photos: cat has 0 for train, dog has 0 for train, .+",
     ),
     "a class, or pictures to test with": (
         """

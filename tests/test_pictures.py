@@ -308,14 +308,13 @@ def test_photo_model_is_not_evaluated_on_other_classes(trained, handful, images,
         _, stderr = call(PREDICT, *arguments, cwd=trained[0], status=2)
         check_error(stderr, r"the model knows automobile, 馬, and not the classes of .+")
     with np.load(handful) as file:
-        arrays = dict(file) | {"class_names": ["automobile", "馬"] + ["x"] * 8}
-    arrays["class_names"] = np.array(arrays["class_names"][:2])
+        arrays = dict(file) | {"class_names": np.array(["automobile", "馬"])}
     for name in ("y_train", "y_test"):
         arrays[name] = arrays[name] % 2
     np.savez(tmp_path / "small.npz", **arrays)
     _, stderr = call(PREDICT, "--data", tmp_path / "small.npz", cwd=trained[0], status=2)
     check_error(
-        stderr, r"the model takes images of \d+ pixels, and those of .+small.npz have 32.*"
+        stderr, r"the model takes images of \d+ pixels, and .+small.npz has smaller ones.*"
     )
     other = save_photos(tmp_path / "other", images, 20, cat=3, dog=5)
     _, stderr = call(PREDICT, "--data", other, cwd=trained[0], status=2)
