@@ -253,7 +253,7 @@ def climb(data, weights, rungs, path, work):
         path.write_text(json.dumps(results, indent=1))
 
     results = {name: results[key] for key, name in names.items() if key in results}
-    rows = [["flags", "test accuracy", "lowest-highest", "with mirror images", "TFLOP"]]
+    rows = [["flags", "test accuracy", "lowest-highest", "averaged", "TFLOP"]]
     rows[0] += ["peak GB", "disk GB"]
     for name, rung in results.items():
         first, runs = rung["runs"][0], rung["runs"]

@@ -116,6 +116,17 @@ def test_a_folder_that_has_grown_is_tested_on_what_no_training_saw(
     assert read_result(stdout)[1] > 0.75
 
 
+def test_accuracy_decides_which_epoch_of_photos_is_saved(photos, few, tmp_path, monkeypatch):
+    """On other images, it is val_loss, as in the article; no run goes on from there."""
+    monkeypatch.setattr(
+        transfer_vgg16, "SaveBest", lambda path, monitor, **notes: transfer_vgg16.fail(monitor)
+    )
+    for data, monitor in ((photos, "val_accuracy"), (few, "val_loss")):
+        arguments = ["--data", data, "--image-size", 32]
+        _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
+        check_error(stderr.splitlines()[-1], monitor)
+
+
 def test_train_and_test_directories(images, tmp_path):
     save_photos(tmp_path / "photos" / "train", images, 20, car=1, horse=7)
     save_photos(tmp_path / "photos" / "test", images, 5, start=20, horse=7, car=1)
