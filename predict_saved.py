@@ -239,8 +239,8 @@ def load_test_data(args, model, class_names):
     if data:
         _, test, found = transfer_vgg16.load_arrays(data)
     else:
-        problem, way = "Keras's copy of CIFAR-10 could not be read", "free some space, try again"
-        with transfer_vgg16.fail_with(problem, way):
+        problem = transfer_vgg16.CIFAR10_PROBLEM
+        with transfer_vgg16.fail_with(problem, "free some space, try again"):
             _, test = transfer_vgg16.cifar10.load_data()
         found = transfer_vgg16.CLASS_NAMES
     if class_names != found:
@@ -285,14 +285,8 @@ def classify(model, notes, images):
 
     They are averaged over images and mirror images, and tempered, as the `notes` say.
     """
-    views = [images, images[:, :, ::-1]] if notes["mirror"] else [images]
-    at_once, probabilities = transfer_vgg16.images_at_once(model), 0
-    for view in views:
-        parts = []
-        for first in range(0, len(images), at_once):  # no batches(): the page calls this for ever
-            parts.append(model.predict_on_batch(view[first : first + at_once]))
-        probabilities += transfer_vgg16.np.concatenate(parts) / len(views)
-    return transfer_vgg16.temper(probabilities, notes["temperature"])
+    fast = transfer_vgg16.FrozenOnce(model, mirror=notes["mirror"])
+    return transfer_vgg16.temper(fast.predict(images, verbose=0), notes["temperature"])
 
 
 def name_pictures(model, notes, paths, figure):
@@ -314,9 +308,10 @@ def name_pictures(model, notes, paths, figure):
     if figure:
         captions = [transfer_vgg16.printable(files[index].name) for index in readable[:25]]
         names, mirror = notes["class_names"], notes["mirror"]
-        transfer_vgg16.plot_pairs(
-            model, images[:25], preds[:25], names, figure, captions, mirror=mirror, needed=True
-        )
+        with transfer_vgg16.fail_with(f"{figure} could not be drawn", "leave out --figure"):
+            transfer_vgg16.plot_pairs(
+                model, images[:25], preds[:25], names, figure, captions, mirror=mirror, needed=True
+            )
     return 2 if errors else 0
 
 

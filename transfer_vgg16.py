@@ -120,7 +120,7 @@ def main(argv=()):
     # ===== CIFAR-10のデータを読み込む / Load CIFAR-10
     data, output_dir = find_data(args)  # ours: `data` is None for CIFAR-10, else a path
     if data is None:  # as in the article; fail_with (ours) turns an error into one sentence
-        with fail_with("Keras's copy of CIFAR-10 could not be read", "free some space, try again"):
+        with fail_with(CIFAR10_PROBLEM, "free some space, try again"):
             (train_imgs, train_labels), (test_imgs, test_labels) = cifar10.load_data()
         class_names = CLASS_NAMES
     elif photos:  # ours; already split into train, validation and test
@@ -195,6 +195,7 @@ def main(argv=()):
     path = output_dir / MODEL_FILE
     save_best = SaveBest(path, monitor, class_names=class_names, mirror=args.mirror)
     history = keras.callbacks.History()  # what fit returns; here, one for both calls of fit
+    head_epochs = args.epochs
     settings = {  # of both calls
         "batch_size": args.batch_size,  # the article: 32
         "validation_data": (val_imgs, val_labels),
@@ -210,13 +211,15 @@ def main(argv=()):
             steps = args.fine_tune_epochs * math.ceil(len(train_imgs) / args.batch_size)
             rate = warm_up_and_decay(args.fine_tune_learning_rate, steps)
             recompile(model, rate)  # only this makes a change of `trainable` count
-            done = len(history.history["loss"])
-            epochs = done + args.fine_tune_epochs
-            fast.fit(train_imgs, train_labels, initial_epoch=done, epochs=epochs, **settings)
+            head_epochs = len(history.history["loss"])
+            epochs = head_epochs + args.fine_tune_epochs
+            fast.fit(
+                train_imgs, train_labels, initial_epoch=head_epochs, epochs=epochs, **settings
+            )
     except KeyboardInterrupt:  # Ctrl-C: keep what the epochs so far gave (ours)
-        return stop_early(history, args, output_dir)
+        return stop_early(history, output_dir, head_epochs)
     if not is_finite(history):
-        return stop_early(history, args, output_dir)
+        return stop_early(history, output_dir, head_epochs)
 
     # ===== evaluateを使ったテストデータでの評価 / Evaluate on the test images
     result = fast.evaluate(test_imgs, test_labels, verbose=verbosity())
@@ -241,7 +244,7 @@ def main(argv=()):
     print_prediction(preds[0], test_labels[0], class_names)
 
     # ===== history情報の可視化 / Plot the history (last, so that no result waits for figures)
-    plot_history(history.history, output_dir, args.epochs)
+    plot_history(history.history, output_dir, head_epochs)
 
     # ===== 予測結果の可視化(記事にはない処理) / Plot the saved model's predictions (ours)
     path = output_dir / "predictions.png"
@@ -463,6 +466,7 @@ CIFAR10_URLS = [  # the last one is the official host, slow since June 2026
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # as Keras's
 TIMEOUT = 30  # seconds of silence after which a host is given up
 CIFAR10_ARCHIVE = "cifar-10-batches-py-target_archive"  # the name that Keras looks for
+CIFAR10_PROBLEM = "Keras's copy of CIFAR-10 could not be read"
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "clipart10.npz"
 NO_NETWORK = """Without a network, there are three ways (docs/classroom.md has the details):
 - use local files: --data and, to train, --weights
@@ -1281,7 +1285,8 @@ class FrozenOnce:
         self.directory = None if directory is None else Path(directory)
         if self.directory:
             make_output_dir(self.directory)
-        self.stop = stop and model.get_layer(stop).output
+        with fail_with(f"the model has no layer {stop}", "let `stop` be one of its layers"):
+            self.stop = stop and model.get_layer(stop).output
         self.salt, self.files = os.urandom(8).hex(), set()  # the files are those of this object
         self.compiled = self.head = None
 
@@ -1355,10 +1360,10 @@ class FrozenOnce:
 
     def predict(self, x, batch_size=32, verbose="auto"):
         """Return the model's output for the images `x`, float32 (n, classes)."""
-        self._split(0)
         if len(x) <= batch_size and not tf.distribute.has_strategy():  # not worth a file
             views = [x, x[:, :, ::-1]] if self.mirror else [x]
             return np.mean([self.model.predict_on_batch(view) for view in views], axis=0)
+        self._split(0)
         with contextlib.ExitStack() as let_go:
             views = self._outputs(x, verbose, self.mirror)
             data = [batches(let_go, [view], None, None, batch_size) for view in views]
@@ -1417,7 +1422,7 @@ class FrozenOnce:
         """
         *before, stop = stops
         front = keras.Model(self.model.inputs, stop)
-        key = hashlib.sha256(f"{digest} {describe(front, self.salt)}".encode()).digest()
+        key = hashlib.sha256(f"{digest} {digest_model(front, self.salt)}".encode()).digest()
         name = re.sub(r"_\d+$", "", operation_name(stop))  # Keras counts: flatten, flatten_1, ...
         line = f"The layers up to {name} run over {len(x):,} images"
         if self.directory is None:
@@ -1520,7 +1525,7 @@ def operation_name(tensor):
     return tensor._keras_history.operation.name
 
 
-def describe(model, salt):
+def digest_model(model, salt):
     """Return a digest of what a model's outputs depend on besides the images, as text.
 
     Names do not count. For layers that are not Keras's own, whose code may change, `salt` is
@@ -1549,12 +1554,12 @@ def digest_arrays(*arrays):
 
 def find_begun(path):
     """Return the parts of the outputs file `path` that interrupted runs left, or this process."""
-    parts = path.parent.glob(f"{PART}*-{path.name}")
-    return [part for part in parts if part == part_of(path) or is_of_no_run(part)]
+    parts = path.parent.glob(f"{PARTIAL}*-{path.name}")
+    return [part for part in parts if part == partial_path(path) or is_of_no_run(part)]
 
 
 def file_size(path):
-    """Return the bytes in a file, 0 if it is gone."""
+    """Return the bytes in a file, 0 if another run has just taken it."""
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0
@@ -1565,7 +1570,7 @@ def write_outputs(model, x, key, path, verbose):
 
     What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
-    part = part_of(path)
+    part = partial_path(path)
     for begun in find_begun(path):
         with contextlib.suppress(OSError):
             begun.replace(part)
@@ -1619,11 +1624,12 @@ def batches(let_go, views, y, sample_weight, batch_size, shuffle=False):
     larger than the memory: rows are read when their turn comes. TensorFlow holds what is in the
     dataset for the life of the process: the contextlib.ExitStack `let_go` empties it.
     """
-    arrays = [views[0], *(np.asarray(array) for array in (y, sample_weight) if array is not None)]
-    mirrored, count = views[1:], len(views[0])
-    if any(len(array) != count for array in arrays):
-        others = " and ".join(f"{len(array):,}" for array in arrays[1:])
-        fail(f"{count:,} images do not match {others} labels or weights: give as many of each")
+    arrays, mirrored, count = [views[0]], views[1:], len(views[0])
+    for name, array in (("labels", y), ("sample weights", sample_weight)):
+        if array is not None:
+            arrays.append(np.asarray(array))
+            if len(array) != count:
+                fail(f"{count:,} images and {len(array):,} {name}: give as many of each")
     dtypes, shapes = [one.dtype for one in arrays], [(None, *one.shape[1:]) for one in arrays]
     let_go.callback(arrays.clear)
     let_go.callback(mirrored.clear)
@@ -1745,18 +1751,20 @@ def is_finite(history):
     return all(math.isfinite(values[-1]) for values in history.history.values())
 
 
-def stop_early(history, args, output_dir):
+def stop_early(history, output_dir, head_epochs):
     """Draw the curves of a training that ended by Ctrl-C, or as its loss is infinite or NaN.
+
+    With more than `head_epochs` epochs, it was fine-tuning.
 
     Return the exit status of Ctrl-C. Errors: status 2 for the other, and KeyboardInterrupt if no
     epoch is complete.
     """
     if not history.history:  # no epoch is complete
         raise KeyboardInterrupt
-    plot_history(history.history, output_dir, args.epochs)
+    plot_history(history.history, output_dir, head_epochs)
     epochs = len(history.history["loss"])
     if not is_finite(history):
-        rate = "--learning-rate" if epochs <= args.epochs else "--fine-tune-learning-rate"
+        rate = "--learning-rate" if epochs <= head_epochs else "--fine-tune-learning-rate"
         fail(f"the loss became infinite or NaN in epoch {epochs}: lower {rate}")
     print(
         f"stopped after epoch {epochs}: the best model and the curves are in "
@@ -1789,9 +1797,14 @@ def test_best(fast, save_best, images, labels):
     return probabilities
 
 
+def is_right(probabilities, labels):
+    """Return, for each image, whether its likeliest class is its label: bool (n,)."""
+    return np.argmax(probabilities, axis=1) == np.ravel(labels)
+
+
 def count_right(probabilities, labels):
     """Return the share of images whose likeliest class is right, and their number, in a dict."""
-    right = np.argmax(probabilities, axis=1) == labels[:, 0]
+    right = is_right(probabilities, labels)
     return {"accuracy": float(right.mean()), "images": len(right)}
 
 
@@ -1809,7 +1822,7 @@ def fit_temperature(probabilities, labels):
     https://arxiv.org/abs/2303.02644, for this way to find it, which needs no logarithms of
     probabilities near 0.
     """
-    right = np.argmax(probabilities, axis=1) == labels[:, 0]
+    right = is_right(probabilities, labels)
     share = (right.sum() + 1) / (len(right) + 2)
 
     def miss(temperature):
@@ -1823,7 +1836,7 @@ def calibration_error(probabilities, labels):
 
     It is 0 to 1, in 15 bins. Source: as fit_temperature().
     """
-    sure, right = probabilities.max(axis=1), np.argmax(probabilities, axis=1) == labels[:, 0]
+    sure, right = probabilities.max(axis=1), is_right(probabilities, labels)
     bins = np.minimum((sure * 15).astype(int), 14)
     return np.abs(np.bincount(bins, right - sure)).sum() / len(sure)
 
@@ -1841,7 +1854,7 @@ def print_calibration(probabilities, temperature, labels):
 def print_balance(probabilities, labels, class_names):
     """Print what no model at all would reach, and the class that is recognised worst."""
     counts = np.bincount(labels[:, 0], minlength=len(class_names))
-    right = labels[np.argmax(probabilities, axis=1) == labels[:, 0], 0]
+    right = labels[is_right(probabilities, labels), 0]
     recalls = np.bincount(right, minlength=len(class_names)) / np.maximum(counts, 1)
     most, worst = np.argmax(counts), np.argmin(np.where(counts, recalls, 1))
     print(
@@ -1918,7 +1931,7 @@ def drawing(path, heading, figsize=(16, 9), needed=False):
     """Yield a new figure, which becomes the PNG file `path` at the end of the with block.
 
     It looks the same whatever a user's matplotlibrc says. An error is printed, and the run
-    goes on, unless the figure is `needed`.
+    goes on, unless the figure is `needed`: then it is raised.
     """
     path = Path(path)
     try:
@@ -1936,11 +1949,9 @@ def drawing(path, heading, figsize=(16, 9), needed=False):
             yield figure
             save = functools.partial(figure.savefig, metadata={"Software": SOFTWARE})
             write_whole(path, save, needed)
-    except Failure:
-        raise
     except Exception as error:  # matplotlib's come from many libraries
         if needed:
-            fail(f"{path} could not be drawn ({first_line(error)}): leave out --figure")
+            raise
         print(f"{path} was not drawn: {first_line(error)}")
 
 
@@ -2076,7 +2087,7 @@ def highlight(model, images, classes, mirror=False):
 
 def plot_mistakes(model, images, probabilities, class_names, path, labels, mirror=False):
     """Draw the six images of which `model` was surest and wrong, and where it looked."""
-    sure, wrong = probabilities.max(axis=1), np.argmax(probabilities, axis=1) != np.ravel(labels)
+    sure, wrong = probabilities.max(axis=1), ~is_right(probabilities, labels)
     chosen = np.argsort(np.where(wrong, -sure, 0), kind="stable")[: min(6, wrong.sum())]
     if len(chosen) == 0:
         delete_figure(path)
@@ -2220,6 +2231,8 @@ def fail_with(problem, way):
         warnings.simplefilter("ignore")  # the sentence says it all
         try:
             yield
+        except Failure:  # which has a sentence already
+            raise
         except Exception as error:  # the network, Keras, h5py and zipfile each have their own
             fail(f"{problem} ({first_line(error)}): {way}")
 
@@ -2228,8 +2241,8 @@ def make_output_dir(path):
     """Make the directory `path`; end with status 2 if it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        delete_parts(path)
-        part = part_of(path / "test")  # if Windows refuses it, tempfile tries for a day
+        delete_partial(path)
+        part = partial_path(path / "test")  # if Windows refuses it, tempfile tries for a day
         part.touch()
         with contextlib.suppress(OSError):  # a virus scanner may hold it
             part.unlink()
@@ -2238,25 +2251,25 @@ def make_output_dir(path):
 
 
 # The process and the file's name follow: no two runs share one. WSL2 has Windows' host name
-PART = f"part-{socket.gethostname()}-{sys.platform}-"
+PARTIAL = f"part-{socket.gethostname()}-{sys.platform}-"
 
 
-def part_of(path):
+def partial_path(path):
     """Return where this process writes the file `path` until it is whole."""
-    return path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
 
 
 def is_of_no_run(path):
     """Return whether no process of this computer is still writing to the file `path`."""
-    number = path.name.removeprefix(PART).split("-")[0]
+    number = path.name.removeprefix(PARTIAL).split("-")[0]
     return not path.name.startswith("part-") or (
-        path.name.startswith(PART) and number.isdecimal() and not psutil.pid_exists(int(number))
+        path.name.startswith(PARTIAL) and number.isdecimal() and not psutil.pid_exists(int(number))
     )
 
 
-def delete_parts(directory):
+def delete_partial(directory):
     """Delete what killed runs left half-written, except outputs, which FrozenOnce continues."""
-    for part in directory.glob(f"{PART}*"):
+    for part in directory.glob(f"{PARTIAL}*"):
         if is_of_no_run(part) and part.suffix != ".features":
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -2269,8 +2282,8 @@ def write_whole(path, write, needed=False):
     Errors: status 2 if it is `needed`.
     """
     path = Path(path)
-    delete_parts(path.parent)
-    part = part_of(path)
+    delete_partial(path.parent)
+    part = partial_path(path)
     try:
         write(part)
         when_free(lambda: part.replace(path))

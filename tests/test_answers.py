@@ -142,7 +142,7 @@ def test_temperature_that_cannot_be_saved_ends_no_run(tmp_path, capsys):
     """The model is there, whole: a line tells that its percentages stay as they are."""
     path = tmp_path / "vgg16_cifar10.keras"
     path.write_text("of the best epoch")
-    part = transfer_vgg16.part_of(path)
+    part = transfer_vgg16.partial_path(path)
     part.mkdir()  # in its way
     (part / "file").touch()
     transfer_vgg16.save_model(make_model(), {"temperature": 2.0}, path)
@@ -408,10 +408,11 @@ def test_map_that_fails_is_a_line(tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"{path} was not drawn: the model has no layer whose output is a grid\n"
     )
-    with pytest.raises(transfer_vgg16.Failure, match=r"could not be drawn \(.+\): leave out"):
-        transfer_vgg16.plot_pairs(
-            model, images, np.eye(2)[:1], ["a", "b"], path, [""], needed=True
-        )
+    notes = {"class_names": ["a", "b"], "mirror": False, "temperature": 1}
+    Image.fromarray(images[0]).save(tmp_path / "picture.png")
+    pictures, figure = [tmp_path / "picture.png"], tmp_path / "answer.png"
+    with pytest.raises(transfer_vgg16.Failure, match=r"could not be drawn \(.+\): leave out --f"):
+        predict_saved.name_pictures(model, notes, pictures, figure)
 
 
 def test_no_mistakes_no_figure(finished, subset, tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_parts_of_killed_runs_are_deleted_first(tmp_path):
     """Whatever they were to become, but for outputs, which a run goes on with."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    ours = transfer_vgg16.PART
+    ours = transfer_vgg16.PARTIAL
     left = tmp_path / f"{ours}{dead.pid}-vgg16_cifar10.keras"
     others = [tmp_path / f"{ours}{os.getpid()}-x", tmp_path / f"part-other-{dead.pid}-x"]
     others.append(tmp_path / f"{ours}{dead.pid}-flatten-0123.features")

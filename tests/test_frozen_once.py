@@ -297,7 +297,7 @@ def test_room_for_what_is_missing_is_enough(tmp_path, monkeypatch):
     model = compile_it(make_plain())
     FrozenOnce(model, tmp_path).predict(IMAGES, verbose=0)
     (whole,) = tmp_path.glob("*.features")
-    part = tmp_path / f"{transfer_vgg16.PART}99999999-{whole.name}"
+    part = tmp_path / f"{transfer_vgg16.PARTIAL}99999999-{whole.name}"
     part.write_bytes(whole.read_bytes()[:9000])
     whole.unlink()
     disk = shutil.disk_usage(tmp_path)
@@ -323,12 +323,12 @@ def test_outputs_of_a_layer_whose_name_ends_alike_stay(tmp_path):
 def test_more_images_than_labels_are_one_sentence(tmp_path):
     """As Keras refuses them: else, each image would get another one's label."""
     fast = FrozenOnce(compile_it(make_plain()), tmp_path)
-    with pytest.raises(transfer_vgg16.Failure, match="48 images do not match 48 and 47 labels"):
+    with pytest.raises(transfer_vgg16.Failure, match="48 images and 47 sample weights: give"):
         fast.fit(IMAGES, LABELS, sample_weight=np.ones(COUNT - 1), verbose=0)
     for images, labels in ((IMAGES[5:], LABELS), (IMAGES, LABELS[5:])):
-        with pytest.raises(transfer_vgg16.Failure, match="images do not match .* labels"):
+        with pytest.raises(transfer_vgg16.Failure, match="images and .* labels: give"):
             fast.fit(images, labels, verbose=0)
-        with pytest.raises(transfer_vgg16.Failure, match="images do not match .* labels"):
+        with pytest.raises(transfer_vgg16.Failure, match="images and .* labels: give"):
             fast.evaluate(images, labels, verbose=0)
 
 
@@ -596,7 +596,7 @@ def test_file_that_is_not_whole_is_made_again(harm, passes, tmp_path):
 
 def test_other_files_stay(tmp_path):
     """Those of other layers, of a run that is still going, and of nobody knows whom."""
-    running = f"{transfer_vgg16.PART}{os.getpid()}-second-000000000000.features"
+    running = f"{transfer_vgg16.PARTIAL}{os.getpid()}-second-000000000000.features"
     for name in (
         "block5_pool-0123.features",
         "second.txt",
@@ -639,9 +639,9 @@ def test_pass_that_is_broken_off_goes_on(whose, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         FrozenOnce(make_plain(), tmp_path).predict(IMAGES, verbose=0)
     (part,) = tmp_path.iterdir()
-    assert part.name == f"{transfer_vgg16.PART}{os.getpid()}-{name}"
+    assert part.name == f"{transfer_vgg16.PARTIAL}{os.getpid()}-{name}"
     if whose == "a killed one's":
-        part.rename(tmp_path / f"{transfer_vgg16.PART}999999999-{name}")
+        part.rename(tmp_path / f"{transfer_vgg16.PARTIAL}999999999-{name}")
         with next(tmp_path.iterdir()).open("ab") as file:
             file.write(b"half a row")
     whose, done[:] = None, []

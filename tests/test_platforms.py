@@ -283,7 +283,7 @@ def test_part_files_of_the_other_system(system, tmp_path):
     dead.wait()
     part = tmp_path / f"part-{socket.gethostname()}-{system}-{dead.pid}-a.keras"
     part.touch()
-    transfer_vgg16.delete_parts(tmp_path)
+    transfer_vgg16.delete_partial(tmp_path)
     assert part.exists() == (system != sys.platform)
 
 
