@@ -576,11 +576,10 @@ def upload_directory(host):
 
     What a page left there that was killed is deleted as well.
     """
-    prefix = "transfer_vgg16-"  # then the process
-    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(ValueError):
-            if not transfer_vgg16.psutil.pid_exists(int(old.name.split("-")[1])):
-                shutil.rmtree(old, ignore_errors=True)
+    uploads = Path(tempfile.gettempdir()) / "transfer_vgg16-uploads-"
+    for old in uploads.parent.glob(f"{transfer_vgg16.PARTIAL}*-{uploads.name}*"):
+        if transfer_vgg16.is_of_no_run(old):
+            shutil.rmtree(old, ignore_errors=True)
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {  # closing the terminal counts as a Ctrl-C
         number: signal.signal(number, signal.default_int_handler) for number in numbers
@@ -589,12 +588,12 @@ def upload_directory(host):
     others = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
     try:
         with tempfile.TemporaryDirectory(
-            prefix=f"{prefix}{os.getpid()}-",
+            prefix=transfer_vgg16.partial_path(uploads).name,
             ignore_cleanup_errors=True,  # Windows, where one is still open
-        ) as uploads:
-            os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_RUN_HISTORY": "False"}
+        ) as directory:
+            os.environ |= {"GRADIO_TEMP_DIR": directory, "GRADIO_RUN_HISTORY": "False"}
             os.environ["no_proxy"] = f"localhost,{host},{others}"  # Gradio calls its own address
-            yield Path(uploads)
+            yield Path(directory)
     finally:
         os.environ.clear()
         os.environ |= environment

@@ -1,5 +1,6 @@
 """main() is there to be edited: after a change of a line or two, all that follows still works."""
 
+import importlib
 import re
 import sys
 
@@ -109,3 +110,15 @@ def test_edited_main(script, weights, tmp_path):
     maps = transfer_vgg16.explain(model, images[:3], np.array([0, 1, 2]), notes["mirror"])
     assert maps.shape == (3, 32, 32)
     assert np.isfinite(maps).all()
+
+
+def test_fine_tuning_begins_where_the_head_ended(weights, tmp_path, monkeypatch):
+    """With a learner's EarlyStopping, that is before --epochs: Keras stops after the second."""
+    monkeypatch.syspath_prepend(tmp_path)
+    script = edit(EDITS["EarlyStopping"], tmp_path)
+    module, drawn = importlib.import_module(script.stem), []
+    monkeypatch.setattr(module, "plot_history", lambda *arguments: drawn.append(arguments))
+    arguments = ["--data", write_data(tmp_path / "data.npz"), "--weights", weights, "--epochs", 5]
+    call(script, *arguments, "--unfreeze", 1, "--fine-tune-epochs", 1, cwd=tmp_path)
+    ((history, _, head_epochs),) = drawn
+    assert (len(history["loss"]), head_epochs) == (3, 2)
