@@ -6,7 +6,7 @@ python predict_saved.py photo.jpg album    what is in a picture, and in those of
 python predict_saved.py --figure answer.png photo.jpg
                                            the same, drawn
 python predict_saved.py --model DIR/vgg16_cifar10.keras --data photos
-                                           evaluate on the photos that no training saw
+                                           evaluate on the test photos
 python predict_saved.py --serve            a page on this computer where anybody drops a photo
 python predict_saved.py --help             all arguments
 """
