@@ -141,30 +141,27 @@ def load_model(path):
             fail(f"{path} is a .keras file under another name: let its name end in .keras")
         if any(name.endswith((".keras", "metadata.json")) for name in inside):
             fail(f"{path} is an archive: unpack it, and give --model the .keras file from it")
-    try:
+    problem = f"{path} is not a model that transfer_vgg16.py saved, or it is damaged"
+    version, way = read_keras_version(path), "run transfer_vgg16.py again"
+    if version not in (None, keras.__version__):
+        problem = (
+            f"{path} was saved by Keras {version}, and Keras {keras.__version__} cannot load it"
+        )
+        way = "install that version, or train again"
+    with transfer_vgg16.fail_with(problem, way):
         model = keras.models.load_model(path)
         notes = read_notes(path)
         size, classes = model.input_shape[1], model.output_shape[-1]
         takes_pictures = model.input_shape == (None, size, size, 3)
         ours = takes_pictures and model.output_shape == (None, classes) and model.compiled
         ours = ours and (notes["class_names"] or model.loss == "sparse_categorical_crossentropy")
-    except Exception as error:  # a broken file can fail anywhere in Keras, h5py and zipfile
-        line, version = transfer_vgg16.first_line(error), read_keras_version(path)
-        if version not in (None, keras.__version__):
-            fail(
-                f"{path} was saved by Keras {version}, and this is Keras {keras.__version__}, "
-                f"which cannot load it ({line}): install that version, or train again"
-            )
-        fail(
-            f"{path} is not a model that transfer_vgg16.py saved, or it is damaged ({line}): run "
-            "transfer_vgg16.py again"
-        )
     if not ours:
         fail(
             f"{path} is not a model that transfer_vgg16.py saved: give --model the path of its "
             f"{transfer_vgg16.MODEL_FILE}"
         )
-    # A model of ours has its names, unless it was saved again, which lost them
+    # main() names its input "image", the article does not. A model of ours without class names
+    # was saved again by another program, which lost them
     article = model.input_shape == (None, 32, 32, 3) and model.inputs[0].name != "image"
     if notes["class_names"] is None and article and classes == 10:
         print(f"{path} names no classes: they are taken to be CIFAR-10's, as in the article")
@@ -186,8 +183,6 @@ def read_notes(path):
     """
     notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
-        if archive.comment:  # where older models have the names
-            notes["class_names"] = json.loads(archive.comment)
         for name in notes:
             if f"{name}.json" in archive.namelist():
                 notes[name] = json.loads(archive.read(f"{name}.json"))
@@ -231,18 +226,18 @@ def load_test_data(args, model, class_names):
     data = args.data
     if not data and class_names != transfer_vgg16.CLASS_NAMES:
         data = transfer_vgg16.DEMO_DATA  # whose classes it may know
-    elif not data and not transfer_vgg16.download_cifar10():
-        fail(
-            "CIFAR-10 could not be downloaded, as said above: give --data a local file, or see "
-            "docs/classroom.md"
-        )
     if data:
         _, test, found = transfer_vgg16.load_arrays(data)
-    else:
+    elif transfer_vgg16.download_cifar10():
         problem = transfer_vgg16.CIFAR10_PROBLEM
         with transfer_vgg16.fail_with(problem, "free some space, try again"):
             _, test = transfer_vgg16.cifar10.load_data()
         found = transfer_vgg16.CLASS_NAMES
+    else:
+        fail(
+            "CIFAR-10 could not be downloaded, as said above: give --data a local file, or see "
+            "docs/classroom.md"
+        )
     if class_names != found:
         fail(
             f"the model knows {known}, and not the classes of "
@@ -350,7 +345,7 @@ def serve(model, notes, host):
         size = model.input_shape[1]
         answer_image(model, notes, transfer_vgg16.np.zeros((size, size, 3), "uint8"))  # warms up
         page = lay_out_page(gradio, functools.partial(answer, model, notes), notes, uploads)
-        try:
+        with transfer_vgg16.fail_with(f"no page can be served at {host}", "choose another --host"):
             socket.create_server((host, 0)).close()  # Gradio would wait for ever
             _, url, _ = page.launch(
                 server_name=host,
@@ -364,11 +359,6 @@ def serve(model, notes, host):
                 ssr_mode=False,
                 css=PAGE_CSS,
                 js=PAGE_JS,
-            )
-        except (OSError, ValueError) as error:  # the second if a proxy hides this computer
-            reason = transfer_vgg16.first_line(error)
-            transfer_vgg16.fail(
-                f"no page can be served at {host} ({reason}): choose another --host"
             )
         if host not in ("127.0.0.1", "localhost"):
             print(
@@ -400,8 +390,8 @@ def answer(model, notes, path):
         image = transfer_vgg16.read_photo(Path(path), model.input_shape[1])
     except Exception as error:  # Pillow has other ones for each format
         # Visitors need not know where the file is
-        reason = str(error).replace(repr(path), Path(path).name)
-        reason = transfer_vgg16.first_line(reason)
+        error = OSError(str(error).replace(repr(path), Path(path).name))
+        reason = transfer_vgg16.first_line(error)
         sentence = (
             "画像として読めません。別のファイルを選んでください / "
             f"This file cannot be read as a picture: choose another one ({reason})"
@@ -499,10 +489,7 @@ def lay_out_page(gradio, answer, notes, uploads):
                     )
                 with gradio.Tab("カメラ / Live camera"):
                     camera = gradio.Image(
-                        streaming=True,
-                        show_label=False,
-                        height=200,
-                        elem_id="camera",
+                        streaming=True, show_label=False, height=200, elem_id="camera"
                     )
                 message = gradio.HTML(elem_id="message")
                 label = gradio.Label(num_top_classes=3, show_label=False, elem_id="answer")
@@ -533,13 +520,7 @@ def lay_out_page(gradio, answer, notes, uploads):
         gallery.select(answer_example, None, shown, **quiet)
         # Of the frames that come in while it computes, only the last one counts
         camera.stream(
-            respond,
-            camera,
-            shown,
-            stream_every=1,
-            time_limit=None,
-            concurrency_limit=4,
-            **quiet,
+            respond, camera, shown, stream_every=1, time_limit=None, concurrency_limit=4, **quiet
         )
     return page
 

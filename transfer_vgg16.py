@@ -183,8 +183,8 @@ def main(argv=()):
     # They give the same output for an image in every epoch. `fast` has fit, evaluate and predict
     # like the model, and trains the model's own layers.
     # `stop`: with --unfreeze, the last layer that stays frozen; its output is then kept as well
-    stop = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
-    fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stop.get(args.unfreeze))
+    stops = {1: "block4_pool", 2: "block3_pool", 3: "block2_pool", 4: "block1_pool"}
+    fast = FrozenOnce(model, output_dir, mirror=args.mirror, stop=stops.get(args.unfreeze))
     if args.end_to_end:
         fast = model  # the article's plain code
 
@@ -232,8 +232,8 @@ def main(argv=()):
 
     # ===== 保存したモデル(記事にはない処理) / The saved model, of the best epoch (ours)
     saved_preds = preds
-    if save_best.epoch < len(history.history["loss"]):  # it is not the last one
-        saved_preds = test_best(fast, save_best, test_imgs, test_labels)  # loads it into `model`
+    if save_best.epoch < len(history.history["loss"]):  # not the last one: load it into `model`
+        saved_preds = evaluate_best(fast, save_best, test_imgs, test_labels)
     # Temperature scaling: makes the mean confidence on the validation images the accuracy there
     temperature = fit_temperature(fast.predict(val_imgs, verbose=0), val_labels)
     print_calibration(saved_preds, temperature, test_labels)
@@ -339,7 +339,7 @@ def parse_arguments(argv):
     add("--demo", action="store_true", help="run on small drawings, without a download")
 
     args, unknown = parser.parse_known_args([str(word) for word in argv])
-    if unknown and (Path(unknown[0]).is_dir() or unknown[0].endswith((".npz", ".tar.gz"))):
+    if unknown and (os.path.isdir(unknown[0]) or unknown[0].endswith((".npz", ".tar.gz"))):
         parser.error(f"{unknown[0]} is not an argument: to train on it, write --data {unknown[0]}")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -525,8 +525,9 @@ def download(name, url, **settings):
 
 
 def first_line(error):
-    """Return the first line of an exception's text, 200 characters at most."""
-    line = " ".join(str(error).strip().split("\n")[0].split())
+    """Return the first line of an exception's text, or its name: 200 characters at most."""
+    text = str(error).strip() or type(error).__name__
+    line = " ".join(text.split("\n")[0].split())
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
@@ -548,6 +549,8 @@ def load_arrays(path):
             with np.load(path) as file:  # pickled objects, which can run code, stay forbidden
                 arrays = {name: file[name] for name in needed & set(file.files)}
                 class_names = [str(name) for name in file.get("class_names", CLASS_NAMES)]
+        except MemoryError:
+            raise
         except Exception:  # zipfile, zlib and NumPy each have their own for a broken file
             fail(
                 f"{path} is not an .npz file of plain arrays, or is damaged: make one with "
@@ -590,7 +593,8 @@ def read_batches(path):
 
     Errors: status 2 if it is another archive, or damaged.
     """
-    try:
+    problem = f"{path} is not CIFAR-10 as its authors packed it for Python, or is damaged"
+    with fail_with(problem, "download cifar-10-python.tar.gz again"):
         if path.is_dir():
             contents = [file.read_bytes() for file in find_batches(path)]
         else:
@@ -599,19 +603,14 @@ def read_batches(path):
                 contents = [archive.extractfile(name).read() for name in names]
         batches = [ArrayUnpickler(io.BytesIO(one), encoding="bytes").load() for one in contents]
         images = [batch[b"data"].reshape(-1, 3, 32, 32) for batch in batches]
+        images = [np.ascontiguousarray(part.transpose(0, 2, 3, 1)) for part in images]
         labels = [np.array(batch[b"labels"], "uint8").reshape(-1, 1) for batch in batches]
-    except Exception as error:  # tarfile, zlib, pickle and NumPy each have their own
-        fail(
-            f"{path} is not CIFAR-10 as its authors packed it for Python, or is damaged "
-            f"({first_line(error)}): download cifar-10-python.tar.gz again"
-        )
-    images = [np.ascontiguousarray(part.transpose(0, 2, 3, 1)) for part in images]
-    return {
-        "x_train": np.concatenate(images[:-1]),
-        "y_train": np.concatenate(labels[:-1]),
-        "x_test": images[-1],
-        "y_test": labels[-1],
-    }
+        return {
+            "x_train": np.concatenate(images[:-1]),
+            "y_train": np.concatenate(labels[:-1]),
+            "x_test": images[-1],
+            "y_test": labels[-1],
+        }
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -691,12 +690,12 @@ def find_photos(directory, output_dir=None, known=()):
         fail(f"{printable(directory)} cannot be read: give --data a directory that you may read")
     found = find_parts(directory, below)
     own_class = name_class(directory.resolve().name)
-    if not found.setdefault("train", {}) and own_class in known:
+    if not found.get("train") and own_class in known:  # --data is one of the model's classes
         found["train"] = {own_class: directory}
     folders = {folder for classes in found.values() for folder in classes.values()}
     for path in sorted(below):
         if not below[path] and below.get(path.parent) and folders.isdisjoint(path.parents):
-            leave_aside([path], "no pictures in it")
+            print_left_aside([path], "no pictures in it")
     numbers = number_photos([path for folder in folders for path in below[folder]])
     class_names = choose_classes(directory, found, below, numbers, known)
     files = split_photos(found, below, numbers, class_names)
@@ -743,7 +742,7 @@ def find_pictures(directory, output_dir=None):
     for error in errors:
         aside[error.strerror].add(error.filename)
     for reason, paths in aside.items():
-        leave_aside(paths, reason)
+        print_left_aside(paths, reason)
     pictures = sorted(filter(is_picture, files))
     for path in pictures:
         for folder in below.keys() & path.parents:
@@ -789,7 +788,7 @@ def is_of_pictures(kind):
     return Image.MIME.get(kind, "").startswith("image/")
 
 
-def leave_aside(paths, reason):
+def print_left_aside(paths, reason):
     """Print which paths or names are not used, and why."""
     if paths:
         print(f"left aside: {name_some(sorted(map(printable, paths)))} ({reason})")
@@ -834,14 +833,15 @@ def find_parts(directory, below):
     for part in PARTS:
         for path in named[part]:
             classes = find_classes(path, below)
-            if not classes.keys() & found.get("train", classes).keys():
+            expected = classes if part == "train" else found.get("train", classes)
+            if not classes.keys() & expected.keys():
                 others.append(path)
             elif part in found:
                 both = " and ".join(map(printable, named[part]))
                 fail(f"{both} may both be the {part} part: move one of them elsewhere")
             else:
                 found[part] = classes
-    leave_aside(others, "no part with the classes of train")
+    print_left_aside(others, "no part with the classes of train")
     return found
 
 
@@ -889,7 +889,7 @@ def find_classes(folder, below):
                 "or rename its train and test directories"
             )
         if len(inside[name] & inside.keys() - {name}) > 1:
-            leave_aside([path], "a copy: it has the same directories in it")
+            print_left_aside([path], "a copy: it has the same directories in it")
             del classes[name]
     shared = set.intersection(*inside.values()) if inside else []
     if len(shared) > 1:
@@ -908,12 +908,14 @@ def number_photos(paths):
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         of_bytes = dict(zip(paths, pool.map(hash_number, paths), strict=True))
-    numbers = of_bytes
-    for key in (find_original, of_bytes.get):  # then, those of the same bytes elsewhere
-        highest = defaultdict(float)
-        for path in paths:
-            highest[key(path)] = max(highest[key(path)], numbers[path])
-        numbers = {path: highest[key(path)] for path in paths}
+    numbers, before = of_bytes, None
+    while numbers != before:  # a copy elsewhere may tie two groups of files together
+        before = numbers
+        for key in (find_original, of_bytes.get):
+            highest = defaultdict(float)
+            for path in paths:
+                highest[key(path)] = max(highest[key(path)], numbers[path])
+            numbers = {path: highest[key(path)] for path in paths}
     return numbers
 
 
@@ -941,7 +943,7 @@ def choose_classes(directory, found, below, numbers, known):
         for name, folder in classes.items():
             different[name] |= {numbers[path] for path in below[folder]}
     small = {name for name in different if len(different[name]) < SMALLEST_CLASS} - set(known)
-    leave_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
+    print_left_aside(small, f"classes of fewer than {SMALLEST_CLASS} different pictures")
     class_names = sorted(different.keys() - small)
     if len(class_names) < (1 if known else 2):
         where, names = printable(directory), ", ".join(class_names) or "none"
@@ -1042,7 +1044,7 @@ def read_photos(paths, size):
         try:
             return read_photo(path, size)
         except Exception as error:  # Pillow has other ones for each format
-            return first_line(error) or type(error).__name__
+            return first_line(error)
 
     images = np.empty((len(paths), size, size, 3), "uint8")
     readable, errors, plain = [], {}, []
@@ -1085,7 +1087,7 @@ def read_photo(path, size, max_pixels=MAX_PIXELS):
         if image.format == "PNG":
             with Image.open(path) as again:
                 again.verify()  # its checksums, which loading does not look at
-        of_16_bits = ";16" in str(image.tile)
+        of_16_bits = re.search(";16[BLN]", str(image.tile))  # unlike BGR;16, a whole pixel's
         image.load()  # here, so that a broken stream is not taken for odd EXIF data
         with contextlib.suppress(Exception):  # which odd EXIF data raise
             ImageOps.exif_transpose(image, in_place=True)
@@ -1122,7 +1124,7 @@ def scale_numbers(image):
     if image.mode == "I" and tags.get(339, (1,)) == (1,):  # unsigned, which Pillow takes as signed
         numbers = numbers.view("uint32")
     low, high = numbers.min(), numbers.max()
-    white = min((white for white in WHITES if white >= high), default=math.inf)
+    white = min((white for white in WHITES if white >= high), default=math.nan)
     if not (low >= 0 and high >= white / 4):
         raise OSError(f"white is unclear in its values, {low:g} to {high:g}: save it with 8 bits")
     pixels = (numbers.astype("float32") * (255 / white) + 0.5).astype("uint8")
@@ -1190,12 +1192,12 @@ def draw_model(model, path):
 
 def find_blocks(model):
     """Return lists of the layers of `model` that have weights, as draw_blocks() draws them."""
-    layers = [layer for layer in model.layers if layer.weights]
-    grids = [layer.output.shape[1] if len(layer.output.shape) == 4 else 1 for layer in layers]
+    weighted = [layer for layer in model.layers if layer.weights]
+    grids = [layer.output.shape[1] if len(layer.output.shape) == 4 else 1 for layer in weighted]
     # Some networks have 1 x 1 layers within a block: what counts is the largest grid to come
     grids = reversed(list(itertools.accumulate(reversed(grids), max)))
     blocks = defaultdict(list)
-    for layer, grid in zip(layers, grids, strict=True):
+    for layer, grid in zip(weighted, grids, strict=True):
         blocks[grid if grid > 1 else layer.name].append(layer)
     return list(blocks.values())
 
@@ -1382,10 +1384,9 @@ class FrozenOnce:
         reason = f"{after} is trainable, or random"
         if self.directory is None and count_bytes(front) > 100_000:
             front, reason = self.model.inputs[0], "give a directory, as the outputs are large"
-        self.stops = [*(stop for stop in stops if stop is self.stop), front]
-        if front is self.model.inputs[0]:
-            self.stops, self.head = [], self.model
-        else:
+        self.stops, self.head = [], self.model
+        if front is not self.model.inputs[0]:
+            self.stops = [*(stop for stop in stops if stop is self.stop), front]
             self.head = keras.Model(front, self.model.outputs[0])
         if self.stops and compiled:
             settings = compiled.config | {"optimizer": self.model.optimizer}
@@ -1571,7 +1572,7 @@ def write_outputs(model, x, key, path, verbose):
     What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
     part = partial_path(path)
-    for begun in find_begun(path):
+    for begun in sorted(find_begun(path), key=file_size):  # the longest is the last to replace
         with contextlib.suppress(OSError):
             begun.replace(part)
     try:
@@ -1786,7 +1787,7 @@ def print_averaged(probabilities, labels):
     print(f"averaged with the mirror images: accuracy {accuracy:.4f}")
 
 
-def test_best(fast, save_best, images, labels):
+def evaluate_best(fast, save_best, images, labels):
     """Test the saved model, which is not that of the last epoch; return its probabilities."""
     save_best.restore()
     print(f"Saved: epoch {save_best.epoch} (best {save_best.monitor}). On the test images:")
@@ -1898,7 +1899,7 @@ def plot_history(history, directory, fine_tuning_from=None):
             axis = figure.add_subplot()
             for (label, values), color in zip(curves.items(), "rb", strict=False):
                 axis.plot(epochs, values, f"{color}.-", lw=2, ms=10, label=f"{label} {name}")
-            fit_later_epochs(axis, curves.values())
+            zoom_to_later_epochs(axis, curves.values())
             if fine_tuning_from and fine_tuning_from < count:
                 axis.axvline(fine_tuning_from + 0.5, color="gray", ls="--", label="fine-tuning")
             axis.set_xlabel("Epoch")
@@ -1908,16 +1909,17 @@ def plot_history(history, directory, fine_tuning_from=None):
             axis.legend()
 
 
-def fit_later_epochs(axis, curves):
+def zoom_to_later_epochs(axis, curves):
     """Keep a first epoch from squashing the rest of the `curves`: write its value at the edge."""
     later = [value for curve in curves for value in curve[1:] if math.isfinite(value)]
-    room = max(later, default=0) - min(later, default=0)
-    firsts = [(line, curve[0]) for line, curve in zip(axis.lines, curves, strict=True)]
-    low, high = min(later, default=0) - room, max(later, default=0) + room
-    outside = [(line, value) for line, value in firsts if not low <= value <= high]
-    if room == 0 or not outside:
+    if len(set(later)) < 2:
         return
-    axis.set_ylim(low + 0.9 * room, high - 0.9 * room)
+    room = max(later) - min(later)
+    low, high = min(later) - room, max(later) + room
+    firsts = [(line, curve[0]) for line, curve in zip(axis.lines, curves, strict=True)]
+    outside = [(line, value) for line, value in firsts if not low <= value <= high]
+    if outside:
+        axis.set_ylim(low + 0.9 * room, high - 0.9 * room)
     for i, (line, value) in enumerate(outside):
         above, color = value > high, line.get_color()
         text = f"{'↑' if above else '↓'} {value:.3g}"
@@ -2049,7 +2051,9 @@ def explain(model, images, classes, mirror=False):
         products = tf.cast(activations, "float32") * tf.cast(gradients, "float32")
         products = tf.reduce_sum(products, axis=-1, keepdims=True)
         fields = tf.image.resize(products, (8, 8), "area")
-        parts.append(fields[:count] + fields[count:, :, ::-1] if mirror else fields)
+        if mirror:
+            fields = fields[:count] + fields[count:, :, ::-1]
+        parts.append(fields)
     maps = tf.nn.relu(tf.concat(parts, axis=0))
     maps = tf.image.resize(maps, images.shape[1:3]).numpy()[..., 0]
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-30)
@@ -2087,8 +2091,8 @@ def highlight(model, images, classes, mirror=False):
 
 def plot_mistakes(model, images, probabilities, class_names, path, labels, mirror=False):
     """Draw the six images of which `model` was surest and wrong, and where it looked."""
-    sure, wrong = probabilities.max(axis=1), ~is_right(probabilities, labels)
-    chosen = np.argsort(np.where(wrong, -sure, 0), kind="stable")[: min(6, wrong.sum())]
+    wrong = np.flatnonzero(~is_right(probabilities, labels))
+    chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")[:6]]
     if len(chosen) == 0:
         delete_figure(path)
         return
@@ -2231,7 +2235,7 @@ def fail_with(problem, way):
         warnings.simplefilter("ignore")  # the sentence says it all
         try:
             yield
-        except Failure:  # which has a sentence already
+        except (Failure, MemoryError, tf.errors.ResourceExhaustedError):  # see guarded()
             raise
         except Exception as error:  # the network, Keras, h5py and zipfile each have their own
             fail(f"{problem} ({first_line(error)}): {way}")

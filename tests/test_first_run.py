@@ -284,6 +284,7 @@ NO_RATE = r"is not a number from 1e-12 to 1e\+38"
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (["--precision", "x"], "argument --precision: invalid choice: 'x'"),
         (["--augment"], "unrecognized arguments: --augment"),
+        (["a" * 300], "unrecognized arguments: a{300}"),
         (["--demo", "--data", "x.npz"], "--demo has images of its own: leave out --data"),
         (["--data", ""], "argument --data: '' is not a valid path: "),
         (["--data", "a" * 300], "argument --data: 'a{300}' cannot be opened"),
@@ -544,7 +545,7 @@ def save_as_another_keras(path):
             archive.writestr(name, content)
 
 
-OTHER_VERSION = f"was saved by Keras 99.1.2, and this is Keras {keras.__version__}, which cannot"
+OTHER_VERSION = f"was saved by Keras 99.1.2, and Keras {keras.__version__} cannot load it"
 BAD_MODELS = [
     (write_nothing, "does not exist: run transfer_vgg16.py first"),
     (write_text, "is not a model that transfer_vgg16.py saved, or it is damaged"),
@@ -833,6 +834,20 @@ def test_memory_that_is_full(error, few, weights, tmp_path, monkeypatch):
     check_error(stderr, r"the memory is full: choose .+ \((no room|OOM when .+\[32,64\])\)")
     for flag in ("--batch-size", "--image-size", "--unfreeze"):
         assert flag in stderr
+
+
+@pytest.mark.parametrize("where", ["weights", "data"])
+def test_memory_that_is_full_is_no_damaged_file(where, few, weights, tmp_path, monkeypatch):
+    def fill(*arguments, **settings):
+        raise MemoryError
+
+    if where == "data":
+        monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", fill)
+    else:
+        monkeypatch.setattr(keras.Model, "load_weights", fill)
+    arguments = ["--data", few, "--weights", weights, "--epochs", 1]
+    _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
+    check_error(stderr, r"the memory is full: choose .+ \(MemoryError\)")
 
 
 # ----- any place, any console

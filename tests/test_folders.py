@@ -421,6 +421,16 @@ ERRORS = {
         sampleSubmission.csv""",
         "to train with in .*test1 or .*train: sort the pictures into train/cat, train/dog",
     ),
+    "two train parts of other classes": (
+        """
+        train1/cat/*.jpg 6
+        train1/dog/*.jpg 6
+        train2/bird/*.jpg 6
+        train2/fish/*.jpg 6
+        test/cat/*.jpg 6
+        test/dog/*.jpg 6""",
+        "train1 and .*train2 may both be the train part: move one of them elsewhere",
+    ),
     "flat parts beside other pictures": (
         """
         train/*.jpg 9

@@ -119,9 +119,10 @@ def test_numbers_other_than_8_bits_are_scaled(kind, white_is_zero, tmp_path):
         RAMP.astype("int16") - np.int16(1000),
         RAMP * np.uint32(4000),
         np.where(RAMP < 9, np.float32("nan"), 0.5).astype("float32"),
+        np.where(RAMP < 9, np.float32("inf"), 0.5).astype("float32"),
         np.zeros((9, 9), "uint16"),
     ],
-    ids=["float 0 to 3", "negative", "20 bits in 32", "no numbers", "all 0"],
+    ids=["float 0 to 3", "negative", "20 bits in 32", "no numbers", "infinite", "all 0"],
 )
 def test_numbers_whose_white_is_unknown_are_left_out(numbers, tmp_path, capsys):
     path = write_tiff(tmp_path / "x.tif", numbers)
@@ -158,6 +159,19 @@ def test_16_bits_in_colour(tmp_path):
     write_png(tmp_path / "12.png", rows * 16, 2, 16)
     with pytest.raises(OSError, match="white is unclear in its 16-bit values: save it"):
         photos.read_photo(tmp_path / "12.png", 256)
+
+
+def test_dark_bmp_of_16_bits_a_pixel(tmp_path):
+    """5 bits for red and blue, 6 for green: not 16 for each, of which Pillow would keep eight."""
+    red, green, blue = np.uint16(3), np.uint16(6), np.uint16(1)
+    pixels = np.full((16, 16), red << 11 | green << 5 | blue, "<u2").tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    start = struct.pack("<2sIHHI", b"BM", 14 + len(header) + len(pixels), 0, 0, 14 + len(header))
+    (tmp_path / "x.bmp").write_bytes(start + header + pixels)
+    pixels = photos.read_photo(tmp_path / "x.bmp", 16)
+    expected = [3 * 255 / 31, 6 * 255 / 63, 255 / 31]
+    assert np.abs(pixels - expected).max() <= 1
 
 
 def test_colour_table_of_8_bits_in_a_tiff(tmp_path):
@@ -361,6 +375,21 @@ def test_copy_of_one_of_the_files_is_in_their_part(tmp_path, capsys):
     assert "several parts" not in printed
     for i in range(60):
         files = {f"{i:03}.jpg", f"{i:03}.png", f"also{i:03}.jpg"}
+        assert any(parts[part]["cat"] >= files for part in photos.PARTS)
+
+
+def test_copy_ties_the_files_of_two_directories(tmp_path, capsys):
+    """IMG_1.HEIC and IMG_1.JPG; elsewhere, a copy of the latter, and an edited one of this."""
+    make(tmp_path, "cat/*.jpg 60\ndog/*.jpg 60")
+    (tmp_path / "cat" / "best").mkdir()
+    for path in sorted(tmp_path.glob("cat/*.jpg")):
+        draw(int(path.stem) + 900).save(path.with_suffix(".png"))
+        copy = path.parent / "best" / path.name
+        copy.write_bytes(path.read_bytes())
+        draw(int(path.stem) + 2000).save(copy.with_name(f"{path.stem}-edited.jpg"))
+    parts, _ = find(tmp_path, capsys)
+    for i in range(60):
+        files = {f"{i:03}.jpg", f"{i:03}.png", f"{i:03}-edited.jpg"}
         assert any(parts[part]["cat"] >= files for part in photos.PARTS)
 
 
@@ -725,3 +754,5 @@ def test_another_archive_is_told(tmp_path):
     told = sentence(photos.load_arrays, tmp_path / "cifar-100-python.tar.gz")
     assert "cifar-100-python.tar.gz is not CIFAR-10 as its authors packed it" in told
     assert sentence(photos.load_arrays, Path("no.tar.gz")).startswith("no.tar.gz does not exist")
+    told = sentence(photos.load_arrays, tmp_path)  # a directory of photos, say
+    assert told.startswith(f"{tmp_path} is not CIFAR-10 as its authors packed it")
