@@ -33,9 +33,10 @@ def main():
     add("--data", type=Path, help="an .npz file (CIFAR-10, or without a network the drawings)")
     add("--weights", type=Path, help="VGG16's, an .h5 file (Keras's, or else the copy in data/)")
     add("--output-dir", type=Path, help="write the notebooks there, and not in their own places")
+    add("--until", default="", help="leave out what comes after the first cell with this text")
     args = parser.parse_args()
     for path in map(Path.resolve, args.notebooks):
-        notebook = execute(path, args.data, args.weights)
+        notebook = execute(path, args.data, args.weights, args.until)
         target = path
         if args.output_dir:
             target = args.output_dir / path.relative_to(ROOT / "docs")
@@ -44,9 +45,12 @@ def main():
         print(f"{target} is executed", flush=True)
 
 
-def execute(path, data=None, weights=None):
+def execute(path, data=None, weights=None, until=""):
     """Return the notebook in the file `path`, executed in a kernel; it raises a cell's error."""
     notebook = nbformat.read(path, as_version=4)
+    if until:
+        last = next(i for i, cell in enumerate(notebook.cells) if until in cell.source)
+        del notebook.cells[last + 1 :]
     running = copy.deepcopy(notebook)
     for cell in running.cells:
         if "parameters" in cell.metadata.get("tags", []):

@@ -763,8 +763,8 @@ def kill_at_random(script, arguments, directory):
 def test_kills_leave_a_whole_model(few, weights, tmp_path):
     arguments = ["--data", few, "--weights", weights, "--epochs", 10000]
     arguments += ["--learning-rate", "1e-6"]
-    whole = [kill_at_random(TRANSFER, arguments, tmp_path) for _ in range(12)]
-    assert whole == [True] * 12
+    whole = [kill_at_random(TRANSFER, arguments, tmp_path) for _ in range(9)]
+    assert whole == [True] * 9
     assert len(list(tmp_path.glob("part-*"))) <= 1  # each run removes what a killed one left
 
 

@@ -332,6 +332,14 @@ def test_more_images_than_labels_are_one_sentence(tmp_path):
             fast.evaluate(images, labels, verbose=0)
 
 
+def test_stop_that_is_no_layer_is_one_sentence(tmp_path):
+    """As with --unfreeze, after main() was edited for another base."""
+    with pytest.raises(
+        transfer_vgg16.Failure, match="the model has no layer block4_pool \\(No suc"
+    ):
+        FrozenOnce(make_plain(), tmp_path, stop="block4_pool")
+
+
 def test_not_compiled_is_keras_s_error(tmp_path):
     with pytest.raises(ValueError, match="compile"):
         FrozenOnce(make_plain(), tmp_path).fit(IMAGES, LABELS, verbose=0)

@@ -105,9 +105,10 @@ def test_runs_without_a_network(tmp_path):
 
 @pytest.mark.slow
 def test_numbers_are_those_of_the_plain_code(subset, weights, tmp_path):
-    """On a few images, the article's ten epochs."""
+    """On a few images, the article's ten epochs and the test."""
     _, japanese = NOTEBOOKS
-    execute(japanese, tmp_path, "--data", subset, "--weights", weights)
+    inputs = ("--data", subset, "--weights", weights)
+    execute(japanese, tmp_path, *inputs, "--until", "result = fast.evaluate(")
     stdout, _ = run(ARTICLE, subset, weights, cwd=tmp_path)
     history = read_history(tmp_path, japanese)
     assert len(history) == 10
