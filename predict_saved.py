@@ -147,7 +147,7 @@ def load_model(path):
         problem = (
             f"{path} was saved by Keras {version}, and Keras {keras.__version__} cannot load it"
         )
-        way = "install that version, or train again"
+        way = f"install Keras {version}, or train again"
     with transfer_vgg16.fail_with(problem, way):
         model = keras.models.load_model(path)
         notes = read_notes(path)
@@ -183,6 +183,8 @@ def read_notes(path):
     """
     notes = {"class_names": None, "mirror": False, "temperature": 1, "test": None}
     with zipfile.ZipFile(path) as archive:
+        if archive.comment:  # where older models have the names
+            notes["class_names"] = json.loads(archive.comment)
         for name in notes:
             if f"{name}.json" in archive.namelist():
                 notes[name] = json.loads(archive.read(f"{name}.json"))
@@ -281,7 +283,10 @@ def classify(model, notes, images):
     They are averaged over images and mirror images, and tempered, as the `notes` say.
     """
     fast = transfer_vgg16.FrozenOnce(model, mirror=notes["mirror"])
-    return transfer_vgg16.temper(fast.predict(images, verbose=0), notes["temperature"])
+    at_once, parts = transfer_vgg16.images_at_once(model), []
+    for first in range(0, len(images), at_once):  # one step each: nothing is kept in memory
+        parts.append(fast.predict(images[first : first + at_once], at_once, verbose=0))
+    return transfer_vgg16.temper(transfer_vgg16.np.concatenate(parts), notes["temperature"])
 
 
 def name_pictures(model, notes, paths, figure):
@@ -347,6 +352,9 @@ def serve(model, notes, host):
         page = lay_out_page(gradio, functools.partial(answer, model, notes), notes, uploads)
         with transfer_vgg16.fail_with(f"no page can be served at {host}", "choose another --host"):
             socket.create_server((host, 0)).close()  # Gradio would wait for ever
+        problem = f"Gradio {gradio.__version__} cannot serve the page at {host}"
+        way = "install Gradio 6, or see that no proxy hides this computer"
+        with transfer_vgg16.fail_with(problem, way):
             _, url, _ = page.launch(
                 server_name=host,
                 inbrowser=transfer_vgg16.has_screen(),
@@ -390,8 +398,8 @@ def answer(model, notes, path):
         image = transfer_vgg16.read_photo(Path(path), model.input_shape[1])
     except Exception as error:  # Pillow has other ones for each format
         # Visitors need not know where the file is
-        error = OSError(str(error).replace(repr(path), Path(path).name))
-        reason = transfer_vgg16.first_line(error)
+        reason = str(error).replace(repr(path), Path(path).name) or type(error).__name__
+        reason = transfer_vgg16.first_line(reason)
         sentence = (
             "画像として読めません。別のファイルを選んでください / "
             f"This file cannot be read as a picture: choose another one ({reason})"
@@ -555,7 +563,7 @@ def describe(notes):
 def upload_directory(host):
     """Give Gradio a directory for what is uploaded, deleted at the end, and its settings.
 
-    What a page left there that was killed is deleted as well.
+    What a page of this computer left there that was killed is deleted as well.
     """
     uploads = Path(tempfile.gettempdir()) / "transfer_vgg16-uploads-"
     for old in uploads.parent.glob(f"{transfer_vgg16.PARTIAL}*-{uploads.name}*"):

@@ -1572,9 +1572,12 @@ def write_outputs(model, x, key, path, verbose):
     What an interrupted run wrote is continued. Errors: Failure if nothing can be written.
     """
     part = partial_path(path)
-    for begun in sorted(find_begun(path), key=file_size):  # the longest is the last to replace
+    for begun in find_begun(path):  # the longest is continued
         with contextlib.suppress(OSError):
-            begun.replace(part)
+            if file_size(begun) < file_size(part):
+                begun.unlink()
+            else:
+                begun.replace(part)
     try:
         with part.open("ab") as file:
             row, at_once = count_bytes(model.outputs[0]), images_at_once(model)
@@ -2214,8 +2217,8 @@ def has_screen():
 # ----- Files, errors and the start
 
 MEMORY_FULL = (
-    "the memory is full: choose a smaller --batch-size, --image-size or --unfreeze, or close "
-    "other programs"
+    "the memory is full: close other programs, give fewer pictures, or train with a smaller "
+    "--batch-size, --image-size or --unfreeze"
 )
 
 

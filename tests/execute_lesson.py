@@ -35,6 +35,8 @@ def main():
     add("--output-dir", type=Path, help="write the notebooks there, and not in their own places")
     add("--until", default="", help="leave out what comes after the first cell with this text")
     args = parser.parse_args()
+    if args.until and not args.output_dir:
+        parser.error("--until leaves out cells, which are not to be lost: add --output-dir")
     for path in map(Path.resolve, args.notebooks):
         notebook = execute(path, args.data, args.weights, args.until)
         target = path

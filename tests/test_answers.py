@@ -249,6 +249,23 @@ def test_maps_of_photos_name_what_an_answer_rests_on(tmp_path):
     assert (left[0] < left[1]).sum() >= 70  # maps of noise: 50
 
 
+def test_many_large_pictures_are_answered_a_few_at_a_time(monkeypatch):
+    """As many as fit in memory: 5 of 224 pixels."""
+    inputs = keras.Input((224, 224, 3))
+    x = keras.layers.Conv2D(64, 3, 8, "same")(keras.layers.Conv2D(64, 1)(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+    images = np.random.default_rng(0).integers(0, 256, (12, 224, 224, 3)).astype("uint8")
+    expected = model.predict_on_batch(images)
+    counts, step = [], keras.Model.predict_on_batch
+    monkeypatch.setattr(
+        keras.Model, "predict_on_batch", lambda *a: (counts.append(len(a[1])), step(*a))[1]
+    )
+    found = predict_saved.classify(model, {"mirror": False, "temperature": 1}, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert counts == [5, 5, 2]
+
+
 def test_maps_with_mirror_images_are_of_both(finished, subset):
     """The map of a mirror image is the mirror image of the map, as the answers are the same."""
     model, _ = predict_saved.load_model(finished[0] / "vgg16_cifar10.keras")

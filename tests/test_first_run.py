@@ -785,12 +785,15 @@ def test_ctrl_c_keeps_what_there_is(epochs, few, weights, tmp_path):
     """Like a user, it presses again if nothing happens: Keras loses a few (a bare `except`)."""
     arguments = ["--data", few, "--weights", weights, *epochs]
     process = start(TRANSFER, *arguments, cwd=tmp_path)
+    watchdog = threading.Timer(300, process.kill)
+    watchdog.start()
     pressed = math.inf
     for line in process.stdout:
         if line.startswith("Epoch 4/") or time.monotonic() - pressed > 10:
             process.send_signal(signal.SIGINT)
             pressed = time.monotonic()
     _, stderr = process.communicate(timeout=120)
+    watchdog.cancel()
     assert process.returncode == 130, stderr
     sentence = r"stopped after epoch (\d+): the best model and the curves are in (.+)\n"
     epochs, place = re.fullmatch(sentence, stderr).groups()
@@ -831,7 +834,7 @@ def test_memory_that_is_full(error, few, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", fit)
     arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
-    check_error(stderr, r"the memory is full: choose .+ \((no room|OOM when .+\[32,64\])\)")
+    check_error(stderr, r"the memory is full: close .+ \((no room|OOM when .+\[32,64\])\)")
     for flag in ("--batch-size", "--image-size", "--unfreeze"):
         assert flag in stderr
 
@@ -847,7 +850,7 @@ def test_memory_that_is_full_is_no_damaged_file(where, few, weights, tmp_path, m
         monkeypatch.setattr(keras.Model, "load_weights", fill)
     arguments = ["--data", few, "--weights", weights, "--epochs", 1]
     _, stderr = call(TRANSFER, *arguments, cwd=tmp_path, status=2)
-    check_error(stderr, r"the memory is full: choose .+ \(MemoryError\)")
+    check_error(stderr, r"the memory is full: close .+ \(MemoryError\)")
 
 
 # ----- any place, any console

@@ -659,6 +659,24 @@ def test_pass_that_is_broken_off_goes_on(whose, tmp_path, monkeypatch):
     assert (tmp_path / name).read_bytes() == whole
 
 
+def test_longest_of_two_broken_passes_goes_on(tmp_path, monkeypatch):
+    """This process's own, of 40 images, not a killed one's of 10."""
+    monkeypatch.setattr(transfer_vgg16, "images_at_once", lambda model: 10)
+    (name,) = predict(make_plain(), tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    row = (len(whole) - 32) // COUNT
+    for process, count in ((os.getpid(), 40), (999999999, 10)):
+        part = tmp_path / f"{transfer_vgg16.PARTIAL}{process}-{name}"
+        part.write_bytes(whole[: count * row])
+    done, add = [], keras.utils.Progbar.add
+    monkeypatch.setattr(keras.utils.Progbar, "add", lambda *a: (done.append(a[1]), add(*a)))
+    predict(make_plain(), tmp_path)
+    assert done[0] == 40
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == whole
+
+
 def test_nested_base_counts_for_the_memory():
     """As many images at once as when its layers stand in the model."""
     inputs = keras.Input((64, 64, 3))
