@@ -195,7 +195,7 @@ def main(argv=()):
     path = output_dir / MODEL_FILE
     save_best = SaveBest(path, monitor, class_names=class_names, mirror=args.mirror)
     history = keras.callbacks.History()  # what fit returns; here, one for both calls of fit
-    head_epochs = args.epochs
+    head_epochs = args.epochs  # fine-tuning, if any, begins after these
     settings = {  # of both calls
         "batch_size": args.batch_size,  # the article: 32
         "validation_data": (val_imgs, val_labels),
